@@ -1,0 +1,1 @@
+"""The arithmetic: Request -> Plan. Standard library alone; no file, no clock, no environment."""

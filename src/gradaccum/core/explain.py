@@ -1,0 +1,127 @@
+"""The algebra of a plan, line by line, with the person's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradaccum.units import show_count, show_percent, show_ratio, show_signed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from gradaccum.core.plan import Plan
+
+
+@dataclass(frozen=True)
+class Line:
+    """`name` = `formula` = `numbers` = `result`."""
+
+    name: str
+    formula: str
+    numbers: str
+    result: str
+
+
+def explain(plan: Plan) -> tuple[Line, ...]:
+    """Every quantity of the plan in the order in which it follows from those before."""
+    lines = []
+    if plan.data_parallel != plan.num_gpus:
+        degrees = (plan.tensor_parallel, plan.pipeline_parallel, plan.context_parallel)
+        lines.append(
+            Line(
+                "data_parallel",
+                "num_gpus / (tensor_parallel x pipeline_parallel x context_parallel)",
+                f"{show_count(plan.num_gpus)} / ({_times(*degrees)})",
+                show_count(plan.data_parallel),
+            )
+        )
+    lines.append(
+        Line(
+            "device_batch",
+            "micro_batch x data_parallel",
+            _times(plan.micro_batch, plan.data_parallel),
+            show_count(plan.device_batch),
+        )
+    )
+    lines.append(_steps(plan))
+    lines.append(_effective(plan))
+    lines.append(_drift(plan))
+    if plan.tokens_per_step is not None and plan.sequence_length is not None:
+        lines.append(
+            Line(
+                "tokens_per_step",
+                "effective_batch x sequence_length",
+                _times(plan.effective_batch, plan.sequence_length),
+                show_count(plan.tokens_per_step),
+            )
+        )
+    if plan.pipeline:
+        stages, virtual, count = plan.pipeline.stages, plan.pipeline.virtual, plan.pipeline.micro_batches
+        bubble = plan.pipeline.bubble
+        lines.append(
+            Line(
+                "bubble",
+                "(p - 1) / (v k + p - 1)",
+                f"({stages} - 1) / ({_times(virtual, count)} + {stages} - 1)",
+                show_percent(bubble.numerator, bubble.denominator) + "%",
+            )
+        )
+    return tuple(lines)
+
+
+def _steps(plan: Plan) -> Line:
+    result = show_count(plan.accum_steps)
+    if plan.solved_for != "accum_steps":
+        return Line("accum_steps", "given", result, result)
+    goal, block = plan.target_batch, plan.device_batch
+    words, block_words = "target_batch", "device_batch"
+    if plan.target_tokens is not None:
+        goal, block = plan.target_tokens, plan.device_batch * (plan.sequence_length or 1)
+        words, block_words = "target_tokens", "(device_batch x sequence_length)"
+    rounding = "ceil" if plan.rounding == "exact" else plan.rounding
+    quotient = show_ratio(goal or 0, block, 6)
+    atleast = f"max(1, {rounding}({quotient}))" if (goal or 0) < block else f"{rounding}({quotient})"
+    return Line(
+        "accum_steps",
+        f"{rounding}({words} / {block_words})",
+        f"{rounding}({show_count(goal or 0)} / {show_count(block)}) = {atleast}",
+        result,
+    )
+
+
+def _effective(plan: Plan) -> Line:
+    result = show_count(plan.effective_batch)
+    product = plan.device_batch * plan.accum_steps
+    if product == plan.effective_batch:
+        return Line(
+            "effective_batch",
+            "micro_batch x data_parallel x accum_steps",
+            _times(plan.micro_batch, plan.data_parallel, plan.accum_steps),
+            result,
+        )
+    rest = plan.effective_batch - plan.device_batch * (plan.accum_steps - 1)
+    return Line(
+        "effective_batch",
+        "device_batch x (accum_steps - 1) + the last micro-step",
+        f"{_times(plan.device_batch, plan.accum_steps - 1)} + {show_count(rest)}",
+        result,
+    )
+
+
+def _drift(plan: Plan) -> Line:
+    if plan.target_tokens is not None:
+        return Line(
+            "drift_tokens",
+            "tokens_per_step - target_tokens",
+            f"{show_count(plan.tokens_per_step or 0)} - {show_count(plan.target_tokens)}",
+            f"{show_signed(plan.drift_tokens or 0)} ({plan.drift_signed_percent})",
+        )
+    return Line(
+        "drift",
+        "effective_batch - target_batch",
+        f"{show_count(plan.effective_batch)} - {show_count(plan.target_batch or 0)}",
+        f"{show_signed(plan.drift or 0)} ({plan.drift_signed_percent})",
+    )
+
+
+def _times(*factors: int) -> str:
+    return " x ".join(show_count(factor) for factor in factors)

@@ -1,0 +1,122 @@
+"""The permalink: inputs to a query string and back, the same on the server, in the browser and in a notebook's link.
+
+What a query leaves out takes the page's defaults; a name with nothing behind it (`target_batch=`) is blank on purpose.
+"""
+
+from __future__ import annotations
+
+from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF
+from gradaccum.core.request import unknown_name
+from gradaccum.errors import InputError, Problem
+from gradaccum.units import show_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+DEFAULTS = {"micro_batch": "4", "num_gpus": "8", "target_batch": "500", "sequence_length": "2048"}
+"""What the page shows at first: a real result with something to see."""
+
+MAX_QUERY = 2000
+"""Characters of a query string that are read."""
+
+_PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~,"
+
+
+def parse_query(query: str, extra: Collection[str] = ()) -> dict[str, str]:
+    """Name -> text, by the inputs' own names; `extra` names are passed through as they are.
+
+    Raises InputError for a query that is too long, a name that nobody knows, or one that stands there twice.
+    """
+    if len(query) > MAX_QUERY:
+        raise InputError(
+            Problem("", f"the query has {show_count(len(query))} characters; at most {MAX_QUERY} are read")
+        )
+    values: dict[str, str] = {}
+    problems = []
+    for pair in query.split("&"):
+        if not pair:
+            continue
+        spelling, _, text = pair.partition("=")
+        spelling = _decode(spelling)
+        name = spelling if spelling in extra else NAME_OF.get(spelling.replace("-", "_"))
+        if name is None:
+            problems.append(unknown_name(spelling, NAME_OF, "is not an input"))
+        elif name in values:
+            problems.append(Problem(name, "stands in the query twice; leave one out"))
+        else:
+            values[name] = _decode(text)
+    if problems:
+        raise InputError(*problems)
+    return values
+
+
+def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
+    """`values` and the page's defaults, as far as they leave something to solve for."""
+    filled = dict(values)
+    if "sequence_length" not in filled:
+        filled["sequence_length"] = DEFAULTS["sequence_length"]
+    slots = {
+        "micro_batch": ("micro_batch", "max_micro_batch"),
+        "num_gpus": ("num_gpus",),
+        "target_batch": ("target_batch", "target_tokens"),
+        "accum_steps": ("accum_steps",),
+    }
+    known = sum(any(filled.get(name, "").strip() for name in names) for names in slots.values())
+    for slot in ("micro_batch", "num_gpus", "target_batch"):
+        if known < 3 and not any(filled.get(name, "").strip() for name in slots[slot]) and slot not in filled:
+            filled[slot] = DEFAULTS[slot]
+            known += 1
+    return filled
+
+
+def to_query(values: Mapping[str, object]) -> str:
+    """The shortest query that reads back as `values` (with_defaults of it): no "?", defaults left out."""
+    full = {spec.name: str(values.get(spec.name, "")).strip() for spec in FIELDS if values.get(spec.name) is not None}
+    kept = {name: text for name, text in full.items() if text and text != _default(name)}
+    wanted = {name: text for name, text in full.items() if text}
+    for name in ("sequence_length", "target_batch", "num_gpus", "micro_batch"):
+        read = {key: text for key, text in with_defaults(kept).items() if text}
+        if read.get(name) != wanted.get(name):
+            kept[name] = full.get(name, "")
+    read = {key: text for key, text in with_defaults(kept).items() if text and text != _fixed_default(key)}
+    if read != {name: text for name, text in wanted.items() if text != _fixed_default(name)}:
+        kept = {**dict.fromkeys(DEFAULTS, ""), **wanted}
+    names = [spec.name for spec in FIELDS if spec.name in kept]
+    return "&".join(f"{name}={_encode(kept[name])}" for name in names)
+
+
+def _default(name: str) -> str:
+    return DEFAULTS.get(name) or _fixed_default(name)
+
+
+def _fixed_default(name: str) -> str:
+    """The default that holds everywhere, not on the page alone."""
+    default = BY_NAME[name].default
+    return "" if default is None else str(default)
+
+
+def _encode(text: str) -> str:
+    return "".join(
+        c if c in _PLAIN else "+" if c == " " else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text
+    )
+
+
+def _decode(text: str) -> str:
+    """Percent-decoding; what is no valid escape or no valid UTF-8 stays visible as it is."""
+    raw = text.replace("+", " ").encode()
+    out = bytearray()
+    position = 0
+    while position < len(raw):
+        byte = raw[position]
+        pair = raw[position + 1 : position + 3]
+        if byte == 0x25 and len(pair) == 2 and all(c in b"0123456789abcdefABCDEF" for c in pair):
+            out.append(int(pair, 16))
+            position += 3
+        else:
+            out.append(byte)
+            position += 1
+    try:
+        return bytes(out).decode()
+    except UnicodeError:
+        return "".join(chr(byte) if byte < 128 else "\ufffd" for byte in out)

@@ -1,0 +1,267 @@
+"""All input of a calculation: `Request`, and how it is read from what a person wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, Field
+from gradaccum.errors import InputError, Problem
+from gradaccum.units import Ratio, at_least, quote, read_count, read_ratio, read_real, show_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import TypedDict
+
+    class Inputs(TypedDict, total=False):
+        """The keywords of `gradaccum.plan`: numbers, or text such as `4M`."""
+
+        micro_batch: int | str | None
+        num_gpus: int | str | None
+        target_batch: int | str | None
+        sequence_length: int | str | None
+        rounding: str
+        target_tokens: int | str | None
+        accum_steps: int | str | None
+        max_micro_batch: int | str | None
+        vary: str | None
+        tensor_parallel: int | str
+        pipeline_parallel: int | str
+        context_parallel: int | str
+        virtual_pipeline: int | str
+        dataset_size: int | str | None
+        epochs: float | str | None
+        token_budget: int | str | None
+        updates: int | str | None
+        last_group: str
+        warmup_updates: int | str | None
+        warmup_tokens: int | str | None
+        warmup_fraction: float | str | None
+        supervised_fraction: float | str | None
+        params: int | str | None
+        gradient_dtype: str | None
+        learning_rate: float | str | None
+        base_batch: int | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asks. None is "not given"; FIELDS says what each name means, and its unit.
+
+    Raises InputError, with one Problem for each fault, where the values are nonsense or contradict each other.
+    """
+
+    micro_batch: int | None = None
+    num_gpus: int | None = None
+    target_batch: int | None = None
+    sequence_length: int | None = None
+    rounding: str = "round"
+    target_tokens: int | None = None
+    accum_steps: int | None = None
+    max_micro_batch: int | None = None
+    vary: str | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    context_parallel: int = 1
+    virtual_pipeline: int = 1
+    dataset_size: int | None = None
+    epochs: Ratio | None = None
+    token_budget: int | None = None
+    updates: int | None = None
+    last_group: str = "step"
+    warmup_updates: int | None = None
+    warmup_tokens: int | None = None
+    warmup_fraction: Ratio | None = None
+    supervised_fraction: Ratio | None = None
+    params: int | None = None
+    gradient_dtype: str | None = None
+    learning_rate: float | None = None
+    base_batch: int | None = None
+    written: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(name, text) of each value that was not written as plain digits, so that a face can echo how it was read."""
+
+    def __post_init__(self) -> None:
+        problems = list(_invalid_values(self)) or list(_contradictions(self))
+        if problems:
+            raise InputError(*problems)
+
+    @property
+    def model_parallel(self) -> int:
+        """GPUs that hold one replica of the model."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel
+
+    @property
+    def target(self) -> int | None:
+        """The target in the unit that it was given in: sequences or tokens."""
+        return self.target_batch if self.target_tokens is None else self.target_tokens
+
+    def given(self) -> dict[str, object]:
+        """The inputs that differ from their defaults, by name."""
+        values = {each.name: getattr(self, each.name) for each in FIELDS}
+        return {name: value for name, value in values.items() if value != BY_NAME[name].default}
+
+
+def read_inputs(inputs: Mapping[str, object]) -> Request:
+    """The Request that names and values stand for. Values are numbers, or text such as `4M`; names may be aliases.
+
+    An empty text and None mean "not given". Raises InputError with every wrong field, not only the first.
+    """
+    values: dict[str, object] = {}
+    written: list[tuple[str, str]] = []
+    problems: list[Problem] = []
+    spelled: dict[str, str] = {}
+    for spelling, raw in inputs.items():
+        name = NAME_OF.get(spelling.replace("-", "_"))
+        if name is None:
+            problems.append(unknown_name(spelling, NAME_OF, "is not an input"))
+            continue
+        if raw is None or (isinstance(raw, str) and not raw.strip()):
+            continue
+        if name in spelled:
+            problems.append(Problem(name, f"was given twice, as {spelled[name]} and as {spelling}; leave one out"))
+            continue
+        spelled[name] = spelling
+        if name == "target_batch" and isinstance(raw, str) and raw.strip().lower().endswith(("tokens", "tok")):
+            name, raw = "target_tokens", raw.strip()[: -6 if raw.strip().lower().endswith("tokens") else -3]
+        try:
+            values[name] = _read_value(BY_NAME[name], raw)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        if isinstance(raw, str) and BY_NAME[name].kind == COUNT and raw.strip() != str(values[name]):
+            written.append((name, raw.strip()))
+    if problems:
+        raise InputError(*problems)
+    return Request(written=tuple(written), **values)  # type: ignore[arg-type]
+
+
+def unknown_name(name: str, known: Mapping[str, object] | tuple[str, ...], what: str) -> Problem:
+    """A Problem for a word that nobody knows, with the nearest known ones."""
+    import difflib
+
+    nearest = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
+    return Problem(name if len(name) <= 40 else name[:37] + "...", what, nearest)
+
+
+def _read_value(spec: Field, raw: object) -> object:
+    """`raw` as the kind of value that the field holds. Raises InputError where it is none."""
+    if isinstance(raw, str):
+        if spec.kind == COUNT:
+            return read_count(raw, spec.name, spec.minimum)
+        if spec.kind == RATIO:
+            return read_ratio(raw, spec.name)
+        return raw.strip().lower() if spec.kind == CHOICE else read_real(raw, spec.name)
+    if spec.kind == RATIO and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        return read_ratio(repr(raw), spec.name)
+    if spec.kind == COUNT and not isinstance(raw, (bool, float)):
+        index = getattr(raw, "__index__", None)  # int, and the whole numbers of other libraries
+        return at_least(index(), spec.minimum, spec.name) if index else raw
+    return raw
+
+
+# What is wrong with values that were read
+
+
+def _invalid_values(request: Request) -> Iterator[Problem]:
+    """Each value on its own: its type and its range."""
+    for spec in FIELDS:
+        value = getattr(request, spec.name)
+        if value is None and spec.default is None:
+            continue
+        if spec.kind == COUNT:
+            if not isinstance(value, int) or isinstance(value, bool):
+                yield Problem(spec.name, f"must be a whole number, not {quote(repr(value))}")
+            elif value < spec.minimum:
+                nearest = str(spec.minimum)
+                yield Problem(spec.name, f"must be at least {nearest}, not {show_count(value)}", [nearest])
+        elif spec.kind == CHOICE:
+            if value not in spec.choices:
+                yield Problem(spec.name, f"is not one of the known words: {quote(str(value))}", spec.choices)
+        elif spec.kind == RATIO:
+            if not isinstance(value, Ratio):
+                yield Problem(spec.name, f"must be a number, not {quote(repr(value))}")
+            elif value.numerator < 0 or (spec.minimum == 1 and value.numerator == 0):
+                yield Problem(spec.name, f"must be above 0, not {value}")
+            elif spec.minimum == 0 and value.numerator > value.denominator:
+                yield Problem(spec.name, f"is a share from 0 to 1, not {value}", [f"{value}%", "1"])
+        elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+            yield Problem(spec.name, f"must be a number above 0, not {quote(repr(value))}")
+
+
+_EXCLUSIVE = (
+    ("target_batch", "target_tokens"),
+    ("token_budget", "epochs"),
+    ("token_budget", "updates"),
+    ("updates", "epochs"),
+    ("warmup_updates", "warmup_tokens"),
+    ("warmup_updates", "warmup_fraction"),
+    ("warmup_tokens", "warmup_fraction"),
+)
+"""Two ways to say one thing: both together would be one too many."""
+
+_NEEDS = (
+    ("target_tokens", "sequence_length", "tokens are counted with it"),
+    ("token_budget", "sequence_length", "tokens are counted with it"),
+    ("warmup_tokens", "sequence_length", "tokens are counted with it"),
+    ("supervised_fraction", "sequence_length", "it is a share of the tokens"),
+    ("epochs", "dataset_size", "an epoch is one pass over it"),
+    ("learning_rate", "base_batch", "a learning rate is scaled from the batch at which it worked"),
+    ("base_batch", "learning_rate", "it is the batch at which a learning rate worked"),
+)
+
+
+def _contradictions(request: Request) -> Iterator[Problem]:
+    """The values together."""
+    for one, other in _EXCLUSIVE:
+        if getattr(request, one) is not None and getattr(request, other) is not None:
+            yield Problem(other, f"says the same as {one}; give one of the two")
+    for name, needed, why in _NEEDS:
+        if getattr(request, name) is not None and getattr(request, needed) is None:
+            yield Problem(needed, f"is needed beside {name}: {why}")
+    if request.virtual_pipeline > 1 and request.pipeline_parallel == 1:
+        yield Problem(
+            "virtual_pipeline", "interleaves pipeline stages, but pipeline_parallel is 1; set that first", ["1"]
+        )
+    if request.micro_batch and request.max_micro_batch and request.micro_batch > request.max_micro_batch:
+        limit = show_count(request.max_micro_batch)
+        yield Problem("micro_batch", f"is {show_count(request.micro_batch)}, above max_micro_batch {limit}", [limit])
+    if request.num_gpus is not None and request.num_gpus % request.model_parallel:
+        yield _broken_world(request, request.num_gpus)
+
+
+def _broken_world(request: Request, num_gpus: int) -> Problem:
+    """The degrees do not divide the world."""
+    replica = request.model_parallel
+    degrees = " x ".join(
+        f"{name.replace('_parallel', '')} {show_count(getattr(request, name))}"
+        for name in ("tensor_parallel", "pipeline_parallel", "context_parallel")
+        if getattr(request, name) > 1
+    )
+    below = num_gpus // replica * replica
+    return Problem(
+        "num_gpus",
+        f"is {show_count(num_gpus)}, but one replica of the model takes {show_count(replica)} GPUs ({degrees}), "
+        f"and {show_count(num_gpus)} is no multiple of that",
+        [str(count) for count in (below, below + replica) if count],
+    )
+
+
+_TARGETS = ("target_batch", "target_tokens")
+_LENGTHS_OF_RUN = ("token_budget", "updates", "epochs")
+
+
+def over_preset(preset: Mapping[str, object], inputs: Mapping[str, object]) -> dict[str, object]:
+    """The inputs of a published run, overridden by a person's own.
+
+    What says the same as an own input gives way to it: a target in sequences to one in tokens, a token budget to
+    epochs, and the target to own accumulation steps where micro-batch and GPUs are there.
+    """
+    own = {NAME_OF.get(name.replace("-", "_"), name) for name, value in inputs.items() if value not in (None, "")}
+    kept = dict(preset)
+    for group in (_TARGETS, _LENGTHS_OF_RUN):
+        if own.intersection(group):
+            kept = {name: value for name, value in kept.items() if name not in group}
+    if "accum_steps" in own and not own.intersection(_TARGETS):
+        kept = {name: value for name, value in kept.items() if name not in _TARGETS}
+    kept = {name: value for name, value in kept.items() if name not in own}
+    return {**kept, **{name: value for name, value in inputs.items() if value not in (None, "")}}

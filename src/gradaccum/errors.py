@@ -1,0 +1,77 @@
+"""What can go wrong, and what is then said.
+
+    GradaccumError
+    ├── InputError          the input gives no plan: one Problem for each wrong field
+    └── MissingExtraError   a face needs a package that is not installed
+
+A message says what is wrong, why, and the nearest valid value. The command line maps InputError
+to exit code 2 and the server to HTTP 422; neither adds words of its own.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class GradaccumError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class Problem:
+    """One thing that is wrong with the input.
+
+    field: the name of the input (`micro_batch`), or "" where several together are wrong.
+    message: what and why, in one or two sentences, with the person's own numbers.
+    nearest: valid values close to what was meant, as text that can be typed; may be empty.
+    """
+
+    __slots__ = ("field", "message", "nearest")
+
+    def __init__(self, field: str, message: str, nearest: Iterable[str] = ()) -> None:
+        self.field = field
+        self.message = message
+        self.nearest = tuple(nearest)
+
+    def __str__(self) -> str:
+        """`micro_batch: must be at least 1, not 0; nearest: 1`"""
+        head = f"{self.field}: " if self.field else ""
+        tail = f"; nearest: {' or '.join(self.nearest)}" if self.nearest else ""
+        return head + self.message + tail
+
+    def __repr__(self) -> str:
+        return f"Problem({self.field!r}, {self.message!r}, {self.nearest!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Problem) and (self.field, self.message, self.nearest) == (
+            other.field,
+            other.message,
+            other.nearest,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.field, self.message, self.nearest))
+
+    def to_dict(self) -> dict[str, object]:
+        """The entry of the server's 422 answer."""
+        return {"field": self.field, "message": self.message, "nearest": list(self.nearest)}
+
+
+class InputError(GradaccumError, ValueError):
+    """The input gives no plan. `problems` holds every wrong field, not only the first."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class MissingExtraError(GradaccumError, ImportError):
+    """A face was asked for whose packages are not installed."""
+
+    def __init__(self, face: str, extra: str, package: str) -> None:
+        super().__init__(
+            f"{face} needs the package {package}, which is not installed. "
+            f"Install it with: pip install 'gradaccum[{extra}]'"
+        )
+        self.extra = extra

@@ -1,0 +1,72 @@
+"""Permalinks there and back, against the standard library's reading of a query."""
+
+from __future__ import annotations
+
+import urllib.parse
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradaccum import InputError
+from gradaccum.core.fields import FIELDS
+from gradaccum.core.query import DEFAULTS, MAX_QUERY, parse_query, to_query, with_defaults
+
+TEXT = st.text(max_size=12)
+VALUES = st.dictionaries(st.sampled_from([spec.name for spec in FIELDS]), TEXT, max_size=6)
+
+
+def meant(values):
+    """What a page shows: blanks are nothing, and so is a default that holds everywhere."""
+    fixed = {spec.name: str(spec.default) for spec in FIELDS if spec.default is not None}
+    return {name: text.strip() for name, text in values.items() if text.strip() and text.strip() != fixed.get(name)}
+
+
+@given(VALUES)
+def test_a_permalink_reads_back_as_what_it_was_made_of(values):
+    shown = {**dict.fromkeys(DEFAULTS, ""), **values}  # a page has all its main fields
+    query = to_query(shown)
+    if len(query) <= MAX_QUERY:
+        assert meant(with_defaults(parse_query(query))) == meant(shown)
+
+
+@given(VALUES)
+def test_it_decodes_as_the_standard_library_does(values):
+    query = urllib.parse.urlencode(values)
+    assert parse_query(query) == dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+
+
+def test_defaults_are_left_out():
+    assert to_query(dict(DEFAULTS)) == ""
+    assert to_query({**DEFAULTS, "rounding": "round", "tensor_parallel": "1"}) == ""
+    assert to_query({**DEFAULTS, "micro_batch": "2"}) == "micro_batch=2"
+    assert to_query({**DEFAULTS, "target_batch": ""}) == "target_batch="
+
+
+def test_defaults_fill_only_what_is_needed():
+    assert with_defaults({}) == DEFAULTS
+    assert "target_batch" not in with_defaults({"accum_steps": "16"})
+    assert with_defaults({"accum_steps": "16", "target_batch": "8"})["micro_batch"] == "4"
+    assert "num_gpus" not in with_defaults({"accum_steps": "16", "target_batch": "8"})
+    assert "micro_batch" not in with_defaults({"max_micro_batch": "16"})
+    assert "target_batch" not in with_defaults({"target_tokens": "4M"})
+    assert with_defaults({"target_batch": ""})["target_batch"] == ""
+    assert with_defaults({"micro_batch": "1", "num_gpus": "1", "accum_steps": "2"}).get("target_batch") is None
+
+
+def test_what_a_query_may_not_be():
+    for query, field in (
+        ("micro_batch=4&micro_batch=4", "micro_batch"),
+        ("micro_batch=4&micro_batch_size=4", "micro_batch"),
+        ("micro_batsch=4", "micro_batsch"),
+        ("x" * (MAX_QUERY + 1), ""),
+    ):
+        with pytest.raises(InputError) as error:
+            parse_query(query)
+        assert error.value.problems[0].field == field
+    assert parse_query("embed=1&m=2", extra=("embed", "m")) == {"embed": "1", "m": "2"}
+
+
+def test_escapes_that_are_none_stay_visible():
+    assert parse_query("micro_batch=%zz%4") == {"micro_batch": "%zz%4"}
+    assert parse_query("micro_batch=%ff4") == {"micro_batch": "\ufffd4"}

@@ -1,0 +1,155 @@
+"""Reading and showing numbers, against Python's decimal module and its own parsing."""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradaccum import units
+from gradaccum.errors import InputError
+from gradaccum.units import Ratio, read_count, read_ratio, read_real
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("4M", 4_000_000), ("2k", 2000), ("2Ki", 2048), ("0.5M", 500_000), ("1_024", 1024), ("1,024", 1024),
+        ("1e6", 10**6), ("1.5e3", 1500), ("2^19", 524_288), ("2**19", 524_288), ("16x8", 128), ("16*8", 128),
+        ("16 \u00d7 8", 128), (" 7 ", 7), ("+7", 7), ("4 M", 4_000_000), ("3T", 3 * 10**12), ("2B", 2 * 10**9),
+        ("1Gi", 2**30), ("1e-3M", 1000), ("12,345,678", 12_345_678), ("9" * 100, int("9" * 100)), ("0", 0), ("2.0", 2),
+    ],
+)  # fmt: skip
+def test_counts(text, count):
+    assert read_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "nearest"),
+    [
+        ("", "is empty", ()),
+        ("  ", "is empty", ()),
+        ("four", "not a number", ()),
+        ("4.5", "whole number", ("4", "5")),
+        ("0.2", "whole number", ("1",)),
+        ("1.024", "whole number", ("1", "2", "1024")),
+        ("-3", "at least 1, not -3", ("1",)),
+        ("0", "at least 1, not 0", ("1",)),
+        ("1,02", "not a number", ()),
+        ("1__0", "not a number", ()),
+        ("1_", "not a number", ()),
+        ("5q", "unknown suffix 'q'", ("5",)),
+        (".q", "not a number", ()),
+        ("\uff14", "not a number", ()),
+        ("\u0664", "not a number", ()),
+        ("nan", "not a number", ()),
+        ("inf", "not a number", ()),
+        ("0x10", "at least 1, not 0", ("1",)),
+        ("1e", "unknown suffix 'e'", ("1",)),
+        ("2^x", "not a number", ()),
+        ("2^", "not a number", ()),
+        ("x8", "empty", ()),
+        ("9" * 101, "too many digits", ()),
+        ("1e999", "too many digits", ()),
+        ("1e99999999", "too many digits", ()),
+        ("9^999", "too many digits", ()),
+        ("1" * 201, "too long", ()),
+        ("<script>", "not a number: '<script>'", ()),
+        ("a\x00b\n" + "c" * 60, "not a number: 'a?b?ccc", ()),
+    ],
+)
+def test_what_is_no_count(text, words, nearest):
+    with pytest.raises(InputError) as error:
+        read_count(text, "micro_batch", 1)
+    (problem,) = error.value.problems
+    assert words in problem.message or text == "x8"
+    assert problem.nearest == nearest
+    assert problem.field == "micro_batch"
+
+
+@given(st.integers(0, 10**99))
+def test_counts_with_separators_read_back(count):
+    assert read_count(f"{count:,}") == read_count(f"{count:_}") == read_count(str(count)) == count
+
+
+def test_ratios_and_reals():
+    assert read_ratio("1.5") == Ratio(3, 2)
+    assert read_ratio("30 %") == Ratio(3, 10)
+    assert read_ratio("-1") == Ratio(-1)
+    assert read_real("3e-4") == 0.0003
+    assert read_real("1e-50") == 1e-50
+    with pytest.raises(InputError):
+        read_real("1e400")
+    with pytest.raises(InputError):
+        read_ratio("%")
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(1, 10**9), st.integers(0, 10**6))
+def test_ratio_arithmetic(numerator, denominator, count):
+    ratio, fraction = Ratio(numerator, denominator), Fraction(numerator, denominator)
+    assert (ratio.numerator, ratio.denominator) == (fraction.numerator, fraction.denominator)
+    assert ratio.floor_of(count) == (fraction * count).__floor__()
+    assert ratio.ceil_of(count) == (fraction * count).__ceil__()
+    assert float(ratio) == numerator / denominator
+    assert ratio == Ratio(fraction.numerator, fraction.denominator)
+    assert hash(ratio) == hash(Ratio(2 * numerator, 2 * denominator))
+    assert ratio != "x"
+    assert repr(ratio).startswith("Ratio(")
+
+
+@given(st.integers(-(10**30), 10**30), st.integers(1, 10**30), st.integers(1, 9))
+def test_significant_digits_are_those_of_decimal(numerator, denominator, digits):
+    shown = units.show_ratio(numerator, denominator, digits).replace(",", "")
+    with localcontext() as context:
+        context.prec = 80
+        exact = Decimal(numerator) / Decimal(denominator)
+        context.prec, context.rounding = digits, "ROUND_HALF_UP"
+        assert Decimal(shown) == +exact
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_reals_show_the_double_that_they_are(value):
+    with localcontext() as context:
+        context.prec, context.rounding = 4, "ROUND_HALF_UP"
+        assert Decimal(units.show_real(value).replace(",", "")) == +Decimal(value)
+    assert units.show_real(float("inf")) == "inf"
+    assert units.show_real(float("nan")) == "nan"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3e-4, "0.0003"), (8e-5, "8e-5"), (2.0, "2"), (1234.5, "1,235"), (123456.0, "123,500"), (1.5e7, "1.5e7"),
+     (-0.5, "-0.5"), (0.0, "0")],
+)  # fmt: skip
+def test_reals(value, text):
+    assert units.show_real(value) == text
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(1, 10**12))
+def test_percent(part, whole):
+    with localcontext() as context:
+        context.prec = 60
+        exact = (Decimal(part) * 100 / Decimal(whole)).quantize(Decimal("0.01"), rounding="ROUND_HALF_UP")
+    assert units.show_percent(part, whole) == str(exact).replace("-0.00", "0.00")
+
+
+@given(st.integers(0, 10**16))
+def test_short_counts_keep_three_digits(count):
+    shown = units.show_short(count)
+    scale = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}.get(shown[-1], 1)
+    value = Fraction(shown.rstrip("kMBT").replace(",", "")) * scale
+    assert abs(value - count) <= Fraction(count, 199)
+    assert len(shown) <= 7
+
+
+def test_the_other_ways_to_show():
+    assert units.show_count(1048576) == "1,048,576"
+    assert units.show_count(10**150) == "1e150"
+    assert [units.show_signed(n) for n in (12, -4, 0)] == ["+12", "-4", "0"]
+    assert [units.show_short(n) for n in (999, 524_288, 999_999, 1_048_576)] == ["999", "524k", "1M", "1.05M"]
+    assert [units.show_bytes(n) for n in (512, 2**20, 28 * 10**9)] == ["512 bytes", "1 MiB", "26.1 GiB"]
+    assert units.rounded(0.00083516) == 0.0008352
+    assert units.rounded(1234567.0) == 1235000.0
