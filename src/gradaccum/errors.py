@@ -58,7 +58,7 @@ class Problem:
         return {"field": self.field, "message": self.message, "nearest": list(self.nearest)}
 
 
-class InputError(GradaccumError, ValueError):
+class InputError(GradaccumError):
     """The input gives no plan. `problems` holds every wrong field, not only the first."""
 
     def __init__(self, *problems: Problem) -> None:
@@ -66,7 +66,7 @@ class InputError(GradaccumError, ValueError):
         self.problems = problems
 
 
-class MissingExtraError(GradaccumError, ImportError):
+class MissingExtraError(GradaccumError):
     """A face was asked for whose packages are not installed."""
 
     def __init__(self, face: str, extra: str, package: str) -> None:
@@ -75,3 +75,19 @@ class MissingExtraError(GradaccumError, ImportError):
             f"Install it with: pip install 'gradaccum[{extra}]'"
         )
         self.extra = extra
+
+
+def nearest_words(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The known words that are at most a third of their letters away from `word`, nearest first."""
+    ranked = sorted((_edits(word.lower(), each), each) for each in known if len(word) < 3 * len(each))
+    return [each for edits, each in ranked if 3 * edits <= max(len(word), len(each))][:most]
+
+
+def _edits(one: str, other: str) -> int:
+    """Levenshtein distance: letters to insert, remove or replace."""
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one):
+        previous, row[0] = row[0], i + 1
+        for j, wanted in enumerate(other):
+            previous, row[j + 1] = row[j + 1], min(row[j] + 1, row[j + 1] + 1, previous + (letter != wanted))
+    return row[-1]

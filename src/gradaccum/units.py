@@ -39,7 +39,9 @@ class Ratio:
     __slots__ = ("denominator", "numerator")
 
     def __init__(self, numerator: int, denominator: int = 1) -> None:
-        divisor = math.gcd(numerator, denominator)
+        divisor, rest = abs(numerator), denominator
+        while rest:
+            divisor, rest = rest, divisor % rest
         self.numerator = numerator // divisor
         self.denominator = denominator // divisor
 

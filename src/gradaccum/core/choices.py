@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    _Found = tuple[int, int, int, int]  # drift, ranks, micro-batch, accumulation steps
+
     from gradaccum.core.arithmetic import Goal
 
 MOST = 8
@@ -88,9 +90,6 @@ def better_choices(sizes: Sizes, vary: str | None = None) -> tuple[Choice, ...]:
 def split_drift(goal: Goal, drift: int) -> tuple[int | None, int | None]:
     """(drift, drift_tokens): one of them, by the unit of the goal."""
     return (None, drift) if goal.in_tokens else (drift, None)
-
-
-_Found = tuple[int, int, int, int]  # drift, ranks, micro-batch, accumulation steps
 
 
 def _closest(goal: Goal, ranks: list[int], micro_batches: range, below: int) -> list[_Found]:

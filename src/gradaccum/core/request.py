@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, Field
-from gradaccum.errors import InputError, Problem
+from gradaccum.errors import InputError, Problem, nearest_words
 from gradaccum.units import Ratio, at_least, quote, read_count, read_ratio, read_real, show_count
 
 TYPE_CHECKING = False
@@ -137,9 +137,7 @@ def read_inputs(inputs: Mapping[str, object]) -> Request:
 
 def unknown_name(name: str, known: Mapping[str, object] | tuple[str, ...], what: str) -> Problem:
     """A Problem for a word that nobody knows, with the nearest known ones."""
-    import difflib
-
-    nearest = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=3, cutoff=0.5)
+    nearest = nearest_words(name.replace("-", "_")[:80], known)
     return Problem(name if len(name) <= 40 else name[:37] + "...", what, nearest)
 
 

@@ -10,7 +10,7 @@ import math
 
 from gradaccum.core.findings import Facts, Finding
 from gradaccum.core.training import COMPUTE_OPTIMAL
-from gradaccum.units import show_bytes, show_count, show_percent, show_ratio, show_short, show_signed
+from gradaccum.units import show_bytes, show_count, show_percent, show_real, show_short, show_signed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,13 +125,12 @@ def bf16_sum(facts: Facts) -> Finding | None:
     steps = facts.sizes.accum_steps
     if facts.request.gradient_dtype != "bf16" or steps < BF16_NOTE:
         return None
-    error = math.isqrt(10**8 * steps) * 12  # 1e4 sqrt(k) x 0.0012 x 1e4
+    percent = show_real(100 * BF16_ERROR * math.sqrt(steps), 2) if steps < 10**6 else "over 100"
     worse = " Gradients that agree stop growing near 256 terms." if steps > 256 else ""
     return Finding(
         "GA004",
         "warning" if steps >= BF16_WARNING else "note",
-        f"A bf16 sum over {show_count(steps)} micro-steps is off by about "
-        f"{show_ratio(100 * error, 10**8, 2)}% of the gradient.{worse}",
+        f"A bf16 sum over {show_count(steps)} micro-steps is off by about {percent}% of the gradient.{worse}",
         "Accumulate in fp32.",
         f"about {BF16_ERROR} x sqrt(accum_steps), measured with round-to-nearest bf16; "
         "https://github.com/NVIDIA/Megatron-LM/issues/502",

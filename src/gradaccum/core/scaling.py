@@ -32,20 +32,20 @@ def scaled_rates(learning_rate: float, base_batch: int, effective_batch: int) ->
         factor = effective_batch / base_batch
     except OverflowError:
         return ()
-    warmup = f"with {WARMUP_EPOCHS} epochs of gradual warm-up from the base rate; " if factor > 1 else ""
+    warmup = f"with {WARMUP_EPOCHS} epochs of gradual warm-up from the base rate, " if factor > 1 else ""
     return (
         ScaledRate(
             "linear",
             learning_rate * factor,
             "SGD with momentum",
-            warmup + "on ImageNet it held up to batches of 8k images and broke beyond",
-            "Goyal et al. 2017, arXiv:1706.02677, section 2",
+            warmup + "up to 8k images on ImageNet",
+            "Goyal et al. 2017, arXiv:1706.02677",
         ),
         ScaledRate(
             "square root",
             learning_rate * math.sqrt(factor),
             "Adam and AdamW",
-            "while gradient noise dominates; near the critical batch the best rate stops growing, so err low",
+            "while gradient noise dominates; err low near the critical batch, where the best rate stops growing",
             "Malladi et al. 2022, arXiv:2205.10287",
         ),
     )

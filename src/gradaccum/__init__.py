@@ -1,0 +1,120 @@
+"""gradaccum: from a target batch to a verified training step, on the GPUs that you have.
+
+    >>> import gradaccum
+    >>> plan = gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=500, sequence_length=2048)
+    >>> plan.accum_steps, plan.effective_batch, plan.drift, plan.tokens_per_step
+    (16, 512, 12, 1048576)
+
+Importing the package loads this file alone; each name below is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Unpack
+
+    from gradaccum.catalog.runs import PublishedRun as PublishedRun
+    from gradaccum.catalog.runs import find_run as find_run
+    from gradaccum.catalog.runs import published_runs as published_runs
+    from gradaccum.core.choices import Choice as Choice
+    from gradaccum.core.choices import Neighbour as Neighbour
+    from gradaccum.core.findings import Finding as Finding
+    from gradaccum.core.plan import Plan as Plan
+    from gradaccum.core.request import Inputs
+    from gradaccum.core.request import Request as Request
+    from gradaccum.errors import GradaccumError as GradaccumError
+    from gradaccum.errors import InputError as InputError
+    from gradaccum.errors import Problem as Problem
+    from gradaccum.show.loop import training_loop as training_loop
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Choice": "core.choices",
+    "Finding": "core.findings",
+    "GradaccumError": "errors",
+    "InputError": "errors",
+    "Neighbour": "core.choices",
+    "Plan": "core.plan",
+    "Problem": "errors",
+    "PublishedRun": "catalog.runs",
+    "Request": "core.request",
+    "find_run": "catalog.runs",
+    "published_runs": "catalog.runs",
+    "training_loop": "show.loop",
+}
+"""Where each public name lives."""
+
+__all__ = sorted([*_HOME, "plan", "table"])
+
+
+def plan(*, preset: str | None = None, **inputs: Unpack[Inputs]) -> Plan:
+    """The plan for one update: accumulation steps, the batch that you really get, and what to know about it.
+
+    Of target_batch (or target_tokens), micro_batch, num_gpus and accum_steps give three, and the fourth is solved for.
+    Values are integers, or text such as `4M`; README lists every input. `preset` starts from a published run, which
+    the other inputs override. Raises InputError where the input gives no plan.
+    """
+    _install_display()
+    from gradaccum.core.plan import make_plan
+    from gradaccum.core.request import read_inputs
+
+    return make_plan(read_inputs(_with_preset(preset, inputs)))
+
+
+def table(*, preset: str | None = None, **inputs: object) -> tuple[Choice, ...]:
+    """Many plans as rows, best first. Each input may be a list, a range, or text such as `8,16,32` and `1..16`.
+
+    Raises InputError where a value is nonsense, no combination gives a plan, or there are more than 10,000.
+    """
+    from gradaccum.core.sweep import sweep
+
+    return sweep(_with_preset(preset, inputs))
+
+
+def _with_preset(preset: str | None, inputs: Mapping[str, object]) -> Mapping[str, object]:
+    if preset is None:
+        return inputs
+    from gradaccum.catalog.runs import find_run
+    from gradaccum.core.request import over_preset
+
+    return over_preset(find_run(preset).inputs(), inputs)
+
+
+def _install_display() -> None:
+    """Hand the renderer to core's types, so that a plan shows itself in a notebook and when printed."""
+    from gradaccum.core.plan import DISPLAY
+
+    if not DISPLAY:
+        DISPLAY["text"] = _text
+        DISPLAY["html"] = _html
+
+
+def _text(plan: Plan) -> str:
+    from gradaccum.show.text import plan_text
+
+    return plan_text(plan)
+
+
+def _html(plan: Plan) -> str:
+    from gradaccum.show.notebook import plan_html
+
+    return plan_html(plan)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradaccum' has no attribute {name!r}")
+    import importlib
+
+    if name == "Plan":
+        _install_display()
+    value = getattr(importlib.import_module(f"gradaccum.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,10 @@
+"""The commands by name, each with what it answers."""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "plan": "how many accumulation steps, and what batch you really get",
+    "table": "the same for lists and ranges of inputs, best first",
+    "serve": "a live page on this machine",
+    "completion": "a completion script for bash, zsh or fish",
+}

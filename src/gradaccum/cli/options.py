@@ -1,0 +1,116 @@
+"""Flags from the table of inputs: dashes or underscores, trainers' names as aliases, each given at most once."""
+
+from __future__ import annotations
+
+import argparse
+
+from gradaccum.cli.terminal import columns
+from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF, Field
+from gradaccum.errors import InputError, Problem, nearest_words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+GROUPS = {
+    "main": "the batch",
+    "solve": "to solve for something else",
+    "parallel": "where a model is split over GPUs",
+    "data": "the run",
+    "rate": "learning rate",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are InputErrors, with the nearest flag."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raise what argparse would print."""
+        raise InputError(Problem("", f"{message} (see: {self.prog} --help)"))
+
+
+class Once(argparse.Action):
+    """Stores a value; a second one is an error instead of a silent winner."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """argparse's way of handing over one value."""
+        if getattr(namespace, self.dest, None) is not None:
+            raise InputError(Problem(self.dest, "was given twice; leave one out"))
+        setattr(namespace, self.dest, values)
+
+
+def new_parser(command: str, description: str, examples: str) -> Parser:
+    """A parser without options. The width is fixed here because argparse would import a module to find it."""
+    width = max(40, min(columns(), 100))
+    return Parser(
+        prog=f"gradaccum {command}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width),
+    )
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """One flag for each input of FIELDS, and --preset."""
+    for group, title in GROUPS.items():
+        section = parser.add_argument_group(title)
+        for spec in FIELDS:
+            if spec.group == group:
+                names = ([f"-{spec.short}"] if spec.short else []) + [spec.flag]
+                section.add_argument(
+                    *names, dest=spec.name, action=Once, metavar=_metavar(spec), help=spec.hint.replace("%", "%%")
+                )
+        if group == "solve":
+            section.add_argument(
+                "--preset",
+                action=Once,
+                metavar="NAME",
+                help="start from a published run, such as bloom-176b; other flags override it",
+            )
+
+
+def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments. Raises InputError, with the nearest flags, for one that nobody knows."""
+    options, unknown = parser.parse_known_args([_canonical(argument) for argument in arguments])
+    if not unknown:
+        return options
+    first = unknown[0].partition("=")[0]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    aliases = {"--" + alias.replace("_", "-"): BY_NAME[name].flag for alias, name in NAME_OF.items()}
+    close = nearest_words(first[:40], [*flags, *aliases])
+    nearest = list(dict.fromkeys(aliases.get(flag, flag) for flag in close))
+    if not first.startswith("-"):
+        raise InputError(Problem("", f"{first[:40]!r} belongs to no option (see: {parser.prog} --help)"))
+    raise InputError(Problem("", f"there is no option {first[:40]}", nearest))
+
+
+def inputs_of(options: argparse.Namespace) -> Mapping[str, object]:
+    """The inputs among the options, over those of the preset if one is named."""
+    inputs = {spec.name: getattr(options, spec.name) for spec in FIELDS if getattr(options, spec.name) is not None}
+    if options.preset is None:
+        return inputs
+    from gradaccum.catalog.runs import find_run
+    from gradaccum.core.request import over_preset
+
+    return over_preset(find_run(options.preset).inputs(), inputs)
+
+
+def _canonical(argument: str) -> str:
+    """`--per_device_train_batch_size=4` -> `--micro-batch=4`"""
+    if not argument.startswith("--") or argument == "--":
+        return argument
+    flag, equals, value = argument.partition("=")
+    word = flag[2:].replace("-", "_")
+    name = NAME_OF.get(word)
+    return (BY_NAME[name].flag if name else "--" + word.replace("_", "-")) + equals + value
+
+
+def _metavar(spec: Field) -> str:
+    return "|".join(spec.choices) if spec.choices else {"count": "N", "ratio": "X", "real": "X"}[spec.kind]

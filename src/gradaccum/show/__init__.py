@@ -1,0 +1,1 @@
+"""What people see: text, HTML, SVG and snippets, drawn from a Plan that computes nothing more."""

@@ -1,0 +1,105 @@
+"""Which command runs, and what happens to errors, pipes and Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import gradaccum
+from gradaccum.cli import main
+from gradaccum.cli.commands import COMMANDS
+from gradaccum.errors import MissingExtraError
+
+PROGRAM = [sys.executable, "-m", "gradaccum"]
+
+
+def test_alone_it_prints_three_lines_that_work(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line in lines[:2]:
+        command = line.split("#")[0].split()
+        assert command[0] == "gradaccum"
+        assert main(command[1:]) == 0
+    assert lines[2].startswith("gradaccum serve --open")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "help"])
+def test_help_names_every_command(capsys, flag):
+    assert main([flag]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_examples(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"  gradaccum {command}" in capsys.readouterr().out or command == "completion"
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gradaccum {gradaccum.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("plam", "plan"), ("tabel", "table"), ("train.py", "plan"), ("--", "plan")]
+)
+def test_an_unknown_command_brings_the_nearest(capsys, word, nearest):
+    assert main([word]) == 2
+    assert nearest in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_said_plainly(capsys, monkeypatch):
+    from gradaccum.cli import serve
+
+    def missing(arguments):
+        raise MissingExtraError("The live page", "web", "starlette")
+
+    monkeypatch.setattr(serve, "run", missing)
+    assert main(["serve"]) == 2
+    assert "pip install 'gradaccum[web]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(monkeypatch):
+    from gradaccum.cli import table
+
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "run", interrupted)
+    assert main(["table"]) == 130
+
+
+def test_a_closed_pipe_ends_in_silence():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run(
+            [*PROGRAM, "table", "-m", "1..2000", "-g", "8", "-t", "500", "--limit", "0"],
+            stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.stderr == b""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_pipe_that_closes_before_an_error_message():
+    """Wrong input after buffered output: the message comes, and nothing else."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        done = subprocess.run([*PROGRAM, "-m", "x"], stdout=closed, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"gradaccum: --micro-batch")
+
+
+def test_port_numbers(capsys):
+    assert main(["serve", "--port", "70000"]) == 2
+    assert "65535" in capsys.readouterr().err
+    assert main(["serve", "--port", "http"]) == 2
