@@ -29,7 +29,7 @@ COUNTS = (
 
 
 def test_every_row_is_there():
-    assert len(RUNS) == 145
+    assert len(RUNS) == 147
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
@@ -80,7 +80,7 @@ def rows_with(*names: str) -> list[tuple[str, list[int]]]:
 
 def test_batch_is_micro_batch_times_ranks_times_steps():
     rows = rows_with("target_batch", "micro_batch", "data_parallel", "accum_steps")
-    assert len(rows) == 41
+    assert len(rows) == 43
     for run, (batch, *factors) in rows:
         assert batch == math.prod(factors), run
 
@@ -94,7 +94,7 @@ def test_batches_counted_in_tokens_keep_the_same_identity():
 
 def test_gpus_are_ranks_times_the_model_parallel_degrees():
     rows = rows_with("num_gpus", "data_parallel")
-    assert len(rows) == 44
+    assert len(rows) == 46
     for run, (num_gpus, ranks) in rows:
         row = find_run(run)
         degrees = (row.tensor_parallel or 1) * (row.pipeline_parallel or 1) * (row.context_parallel or 1)
@@ -105,7 +105,7 @@ def test_gpus_are_ranks_times_the_model_parallel_degrees():
 
 def test_tokens_of_an_update_are_batch_times_sequence_length():
     rows = rows_with("tokens_per_step", "target_batch", "sequence_length")
-    assert len(rows) == 99
+    assert len(rows) == 101
     for run, (tokens, *factors) in rows:
         assert tokens == math.prod(factors), run
 

@@ -65,7 +65,7 @@ def test_what_accumulation_does_not_reproduce_is_said_once():
     plan = gradaccum.plan(**BASE)
     assert [finding.code for finding in plan.findings].count("GA005") == 1
     text = found()["GA005"].message
-    for word in ("token count", "BatchNorm", "in-batch negatives", "MoE"):
+    for word in ("tokens of the whole group", "BatchNorm", "in-batch negatives", "MoE"):
         assert word in text
 
 

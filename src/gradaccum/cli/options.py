@@ -64,9 +64,8 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         for spec in FIELDS:
             if spec.group == group:
                 names = ([f"-{spec.short}"] if spec.short else []) + [spec.flag]
-                section.add_argument(
-                    *names, dest=spec.name, action=Once, metavar=_metavar(spec), help=spec.hint.replace("%", "%%")
-                )
+                metavar = {"count": "N", "choice": "WORD"}.get(spec.kind, "X")
+                section.add_argument(*names, dest=spec.name, action=Once, metavar=metavar, help=_help(spec))
         if group == "solve":
             section.add_argument(
                 "--preset",
@@ -112,5 +111,7 @@ def _canonical(argument: str) -> str:
     return (BY_NAME[name].flag if name else "--" + word.replace("_", "-")) + equals + value
 
 
-def _metavar(spec: Field) -> str:
-    return "|".join(spec.choices) if spec.choices else {"count": "N", "ratio": "X", "real": "X"}[spec.kind]
+def _help(spec: Field) -> str:
+    """The hint, with the words that may be given unless it names them itself."""
+    words = "" if all(word in spec.hint for word in spec.choices) else f" ({' or '.join(spec.choices)})"
+    return (spec.hint + words).replace("%", "%%")
