@@ -79,11 +79,11 @@ class MissingExtraError(GradaccumError):
 
 def nearest_words(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known words that are at most a third of their letters away from `word`, nearest first."""
-    ranked = sorted((_edits(word.lower(), each), each) for each in known if len(word) < 3 * len(each))
+    ranked = sorted((edits(word.lower(), each), each) for each in known if len(word) < 3 * len(each))
     return [each for edits, each in ranked if 3 * edits <= max(len(word), len(each))][:most]
 
 
-def _edits(one: str, other: str) -> int:
+def edits(one: str, other: str) -> int:
     """Levenshtein distance: letters to insert, remove or replace."""
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import urllib.parse
 
 import pytest
@@ -70,3 +71,11 @@ def test_what_a_query_may_not_be():
 def test_escapes_that_are_none_stay_visible():
     assert parse_query("micro_batch=%zz%4") == {"micro_batch": "%zz%4"}
     assert parse_query("micro_batch=%ff4") == {"micro_batch": "\ufffd4"}
+
+
+def test_every_pattern_of_given_and_blank_reads_back():
+    """Whether the inputs that are solved for each other are blank, the default, or something else: all 3^7 of it."""
+    names = [*DEFAULTS, "accum_steps", "max_micro_batch", "target_tokens"]
+    for pattern in itertools.product(["", "7", "default"], repeat=len(names)):
+        shown = {name: DEFAULTS.get(name, "9") if text == "default" else text for name, text in zip(names, pattern)}
+        assert meant(with_defaults(parse_query(to_query(shown)))) == meant(shown)

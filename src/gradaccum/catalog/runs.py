@@ -6,10 +6,9 @@ The rows are in published_runs.json beside this file. A field that a row leaves 
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 
-from gradaccum.errors import InputError, Problem
+from gradaccum.errors import InputError, Problem, edits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,8 @@ def published_runs() -> tuple[PublishedRun, ...]:
     """Every row, in the order of the file, which is read once."""
     import json
 
-    path = os.path.join(os.path.dirname(__file__), "published_runs.json")
-    with open(path, encoding="utf-8") as file:
+    beside = __file__[: -len("runs.py")]  # this runs where there is no os.path, too
+    with open(beside + "published_runs.json", encoding="utf-8") as file:
         rows = json.load(file)
     for row in rows:
         for name in ("aliases", "derived"):
@@ -108,16 +107,14 @@ def _normalise(name: str) -> str:
 
 def _nearest_ids(wanted: str) -> tuple[str, ...]:
     """The family is mostly typed right and the size wrong, so a shared beginning counts first."""
-    from difflib import SequenceMatcher
-
     wanted = wanted[:60]  # the comparison is quadratic, and no name is longer
 
-    def closeness(known: str) -> tuple[int, float]:
+    def distance(known: str) -> tuple[int, int, str]:
         shared = max(n for n in range(len(known) + 1) if wanted.startswith(known[:n]))
-        return shared, SequenceMatcher(None, wanted, known).ratio()
+        return -shared, edits(wanted, known), known
 
     ids = {_normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
-    ranked = sorted(ids, key=closeness, reverse=True)
+    ranked = sorted(ids, key=distance)
     return tuple(dict.fromkeys(ids[known] for known in ranked))[:3]
 
 

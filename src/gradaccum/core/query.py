@@ -72,22 +72,22 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
 
 def to_query(values: Mapping[str, object]) -> str:
     """The shortest query that reads back as `values` (with_defaults of it): no "?", defaults left out."""
-    full = {spec.name: str(values.get(spec.name, "")).strip() for spec in FIELDS if values.get(spec.name) is not None}
-    kept = {name: text for name, text in full.items() if text and text != _default(name)}
-    wanted = {name: text for name, text in full.items() if text}
-    for name in ("sequence_length", "target_batch", "num_gpus", "micro_batch"):
-        read = {key: text for key, text in with_defaults(kept).items() if text}
-        if read.get(name) != wanted.get(name):
-            kept[name] = full.get(name, "")
-    read = {key: text for key, text in with_defaults(kept).items() if text and text != _fixed_default(key)}
-    if read != {name: text for name, text in wanted.items() if text != _fixed_default(name)}:
-        kept = {**dict.fromkeys(DEFAULTS, ""), **wanted}
+    wanted = {name: text for name, text in _texts(values).items() if text != _fixed_default(name)}
+    kept = {name: text for name, text in wanted.items() if text != DEFAULTS.get(name)}
+    for _ in DEFAULTS:  # each round names one more main input, where leaving it out would bring another value
+        read = {name: text for name, text in with_defaults(kept).items() if text}
+        wrong = [name for name in DEFAULTS if read.get(name) != wanted.get(name)]
+        if not wrong:
+            break
+        kept[wrong[-1]] = wanted.get(wrong[-1], "")
     names = [spec.name for spec in FIELDS if spec.name in kept]
     return "&".join(f"{name}={_encode(kept[name])}" for name in names)
 
 
-def _default(name: str) -> str:
-    return DEFAULTS.get(name) or _fixed_default(name)
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    """The inputs that have something behind them, as text."""
+    texts = {name: str(value).strip() for name, value in values.items() if value is not None and name in BY_NAME}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _fixed_default(name: str) -> str:

@@ -270,9 +270,9 @@ def not_the_big_batch(facts: Facts) -> Finding | None:
     return Finding(
         "GA005",
         "note",
-        f"{show_count(sizes.accum_steps)} micro-steps equal one batch of {show_count(sizes.effective_batch)} only if the "
-        "loss is divided once, by the samples or tokens of the whole group. BatchNorm, in-batch negatives and an MoE "
-        f"balancing loss still see {show_count(sizes.micro_batch)} at a time.",
+        f"{show_count(sizes.accum_steps)} micro-steps equal one batch of {show_count(sizes.effective_batch)} only if "
+        "the loss is divided once, by the samples or tokens of the whole group. BatchNorm, in-batch negatives and an "
+        f"MoE balancing loss still see {show_count(sizes.micro_batch)} at a time.",
         "The loop weighs by tokens where their counts differ. Use GroupNorm or LayerNorm; cache the features of a "
         "contrastive loss.",
         "https://github.com/huggingface/transformers/issues/34242; Goyal et al. 2017, arXiv:1706.02677, section 3; "
