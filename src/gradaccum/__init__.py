@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradaccum.core.plan import Plan as Plan
     from gradaccum.core.request import Inputs
     from gradaccum.core.request import Request as Request
+    from gradaccum.core.sweep import Row as Row
     from gradaccum.errors import GradaccumError as GradaccumError
     from gradaccum.errors import InputError as InputError
     from gradaccum.errors import Problem as Problem
@@ -41,6 +42,7 @@ _HOME = {
     "Problem": "errors",
     "PublishedRun": "catalog.runs",
     "Request": "core.request",
+    "Row": "core.sweep",
     "find_run": "catalog.runs",
     "published_runs": "catalog.runs",
     "training_loop": "show.loop",
@@ -64,7 +66,7 @@ def plan(*, preset: str | None = None, **inputs: Unpack[Inputs]) -> Plan:
     return make_plan(read_inputs(_with_preset(preset, inputs)))
 
 
-def table(*, preset: str | None = None, **inputs: object) -> tuple[Choice, ...]:
+def table(*, preset: str | None = None, **inputs: object) -> tuple[Row, ...]:
     """Many plans as rows, best first. Each input may be a list, a range, or text such as `8,16,32` and `1..16`.
 
     Raises InputError where a value is nonsense, no combination gives a plan, or there are more than 10,000.

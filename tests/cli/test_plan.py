@@ -83,7 +83,7 @@ def test_explain(capsys):
 
 def test_what_was_read_is_echoed(capsys):
     _, _, err = run(capsys, "plan", "-m", "4", "-g", "8", "-t", "1_024", "-s", "4Ki")
-    assert err == "target_batch: 1_024 is 1,024\nsequence_length: 4Ki is 4,096\n"
+    assert err == "sequence_length: 4Ki is 4,096\n"
     assert run(capsys, "plan", "-m", "4", "-g", "8", "-t", "4M tokens", "-s", "4096")[2] == (
         "target_tokens: 4M is 4,000,000\n"
     )
@@ -112,16 +112,16 @@ def test_presets(capsys):
     [
         ("-m 4.5 -g 8 -t 500", "--micro-batch must be a whole number, not '4.5'; nearest: 4 or 5"),
         ("-m -4 -g 8 -t 500", "--micro-batch must be at least 1, not -4; nearest: 1"),
-        ("-m 4 -g 8", "one of target_batch, accum_steps"),
+        ("-m 4 -g 8", "add one of --target-batch, --accum-steps"),
         ("-m 4 -g 12 -t 500 --tensor-parallel 8", "--num-gpus is 12"),
-        ("-m 4 -g 8 -t 500 -a 3", "4 x 8 x 3 = 96, not the target_batch 500"),
+        ("-m 4 -g 8 -t 500 -a 3", "4 x 8 x 3 = 96, not the --target-batch 500"),
         ("-m 4 -m 5 -g 8 -t 500", "--micro-batch was given twice"),
         ("-m 4 --per-device-train-batch-size 5 -g 8 -t 500", "--micro-batch was given twice"),
         ("-m 4 --numgpus 8 -t 500", "there is no option --numgpus; nearest: --num-gpus"),
         ("-m 4 --per-device-train-batchsize 8 -t 500", "nearest: --micro-batch"),
         ("-m", "expected one argument"),
         ("-m 4 -g 8 -t 500 stray", "'stray' belongs to no option"),
-        ("-m 4 -g 8 -t 500 -r up", "--rounding is not one of the known words: 'up'; nearest: round"),
+        ("-m 4 -g 8 -t 500 -r up", "--rounding is one of round, ceil, floor, exact, not 'up'"),
     ],
 )
 def test_mistakes_end_with_2_and_the_nearest_value(capsys, flags, words):

@@ -32,6 +32,10 @@ def evaluate(numbers: str) -> float:
         {"micro_batch": 2, "num_gpus": 384, "tensor_parallel": 4, "pipeline_parallel": 12, "target_batch": 2048},
         {"micro_batch": 4, "num_gpus": 8, "target_batch": 500, "rounding": "exact"},
         {"micro_batch": 4, "num_gpus": 8, "accum_steps": 3},
+        {"num_gpus": 8, "accum_steps": 3, "target_batch": 500},
+        {"num_gpus": 16, "tensor_parallel": 2, "accum_steps": 3, "target_tokens": 10**6, "sequence_length": 2048},
+        {"micro_batch": 4, "accum_steps": 3, "target_batch": 500, "tensor_parallel": 2},
+        {"micro_batch": 4, "accum_steps": 300, "target_batch": 500},
     ],
 )
 def test_every_line_comes_to_its_result(inputs):

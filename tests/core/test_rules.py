@@ -36,7 +36,7 @@ def test_target_below_one_device_batch():
     finding = found(target_batch=10)["GA002"]
     assert finding.severity == "warning"
     assert "4 x 8 = 32" in finding.message
-    assert "+22" in finding.message
+    assert "22 more (+220.00%)" in finding.message
     assert "1 gives 8" in finding.action
     assert "GA003" not in found(target_batch=10)
     assert found(target_batch=5)["GA002"].action == "Use fewer GPUs."
@@ -71,7 +71,7 @@ def test_what_accumulation_does_not_reproduce_is_said_once():
 
 def test_memory():
     assert "one set of gradients is kept" in found()["GA006"].message
-    assert "26.1 GiB in fp32" in found(params="7B")["GA006"].message  # 7e9 x 4 / 2**30 = 26.08
+    assert "26.1 GiB in fp32 for a whole replica" in found(params="7B")["GA006"].message  # 7e9 x 4 / 2**30 = 26.08
     assert "13 GiB in bf16" in found(params="7B", gradient_dtype="bf16")["GA006"].message
 
 
@@ -100,6 +100,16 @@ def test_tokens_per_parameter():
     assert "from 18 to 59" in finding.message
 
 
+def test_a_target_of_millions_brings_the_question():
+    assert "read as 4,000,000 sequences" in found(target_batch="4M")["GA018"].message
+    for target in ("4M tokens", "4k", 4_000_000):
+        assert "GA018" not in found(target_batch=target, sequence_length=2048)
+
+
+def test_no_token_with_loss_is_a_warning():
+    assert found(sequence_length=2048, supervised_fraction=0)["GA008"].severity == "warning"
+
+
 def test_pipeline_bubble():
     inputs = {"num_gpus": 64, "pipeline_parallel": 8, "target_batch": 128}  # 4 micro-batches for 8 stages
     finding = found(**inputs)["GA010"]
@@ -111,7 +121,7 @@ def test_pipeline_bubble():
 
 def test_interleaving():
     finding = found(num_gpus=4, pipeline_parallel=4, virtual_pipeline=2, target_batch=36)["GA011"]
-    assert "9 is none" in finding.message
+    assert "9 is no multiple of 4" in finding.message
     assert "8 or 12" in finding.action
     assert "GA011" not in found(num_gpus=4, pipeline_parallel=4, virtual_pipeline=2, target_batch=32)
 
@@ -144,6 +154,10 @@ def test_a_budget_without_one_update():
 def test_a_picked_micro_batch():
     finding = found(micro_batch=None, max_micro_batch=7, target_batch=500)["GA016"]
     assert "Micro-batch 7 was picked, of those up to 7" in finding.message  # 7 x 8 x 9 = 504
+    assert finding.severity == "note"
+    far = found(micro_batch=None, max_micro_batch=24, target_batch=None, target_tokens="0.5M", sequence_length=1024)
+    assert far["GA016"].severity == "warning"  # 1 x 8 x 61, where 24 fit
+    assert "24 x 8 x 3 = 576 would drift by 17.96%" in far["GA016"].message  # 589,824 tokens
     assert "GA016" not in found(max_micro_batch=7)
     assert "GA016" not in found(micro_batch=None, max_micro_batch=7, accum_steps=16)
 

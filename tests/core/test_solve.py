@@ -71,14 +71,14 @@ def test_a_largest_micro_batch_with_fixed_steps():
 def test_what_is_missing_is_named():
     (problem,) = problems(target_batch=512)
     assert problem.field == "micro_batch"
-    assert "num_gpus and accum_steps" in problem.message
+    assert "add two of micro_batch or max_micro_batch, num_gpus, accum_steps" in problem.message
     (problem,) = problems(micro_batch=4, num_gpus=8)
     assert problem.field == "target_batch"
     assert "one of target_batch, accum_steps" in problem.message
     (problem,) = problems(max_micro_batch=4, target_batch=8, accum_steps=2)
     assert problem.field == "micro_batch"
     (problem,) = problems()
-    assert "three of micro_batch or max_micro_batch" in problem.message
+    assert "three of target_batch" in problem.message
 
 
 class TestOverDetermined:

@@ -33,7 +33,17 @@ def test_strides_and_python_values():
         range(8, 65, 8)
     )
     assert {r.micro_batch for r in gradaccum.table(micro_batch=range(2, 5), num_gpus=1, target_batch=512)} == {2, 3, 4}
-    assert len(gradaccum.table(micro_batch=4, num_gpus=8, target_batch=512, rounding="floor,ceil")) == 1
+    rows = gradaccum.table(micro_batch=4, num_gpus=8, target_batch=500, rounding="floor,ceil")
+    assert [row.varied for row in rows] == [(("rounding", "ceil"),), (("rounding", "floor"),)]
+
+
+def test_other_inputs_that_vary_stand_in_the_row():
+    rows = gradaccum.table(micro_batch=4, num_gpus=8, target_batch="4M tokens, 2M tokens", sequence_length="2048,4096")
+    assert len(rows) == 4
+    assert set(rows[0].to_dict()) >= {"target_tokens", "sequence_length"}
+    for row in rows:
+        found = row.to_dict()
+        assert row.effective_batch * found["sequence_length"] - found["target_tokens"] == row.drift_tokens
 
 
 def test_a_preset_is_swept_over():

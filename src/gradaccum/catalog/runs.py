@@ -98,7 +98,7 @@ def find_run(name: str) -> PublishedRun:
             return run
     from gradaccum.units import quote
 
-    raise InputError(Problem("preset", f"no published run is called {quote(name)}", _nearest_ids(wanted)))
+    raise InputError(Problem("preset", f"names no published run: {quote(name)}", _nearest_ids(wanted)))
 
 
 def _normalise(name: str) -> str:

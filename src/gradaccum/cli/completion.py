@@ -22,6 +22,7 @@ EXAMPLES = """\
 def parser() -> Parser:
     """All options of the command."""
     found = new_parser("completion", "A completion script on stdout.", EXAMPLES)
+    found.usage = "gradaccum completion bash|zsh|fish"
     found.add_argument("shell", nargs="?", metavar="bash|zsh|fish", help="the shell that will read it")
     return found
 

@@ -21,6 +21,9 @@ gradaccum table -m 1..16 -g 8,16 -t 512    # every micro-batch up to 16, on 8 an
 gradaccum serve --open                     # the same, live in a browser
 """
 
+OWN_FLAGS = ("preset", "loop", "weighting")
+"""Flags that are no inputs, and can be wrong too."""
+
 CLOSED_PIPE = 141
 """What a shell reports for a program that a closed pipe ended (128 + SIGPIPE)."""
 
@@ -95,12 +98,20 @@ def _help() -> str:
 
 
 def _with_flag(problem: Problem) -> str:
-    """The problem in the words of the command line: `--micro-batch must be ...`"""
+    """The problem in the words of the command line: `--micro-batch must be ...`, long suggestions below it."""
+    import re
+
     from gradaccum.core.fields import BY_NAME
 
-    name = BY_NAME[problem.field].flag if problem.field in BY_NAME else problem.field
-    tail = f"; nearest: {' or '.join(problem.nearest)}" if problem.nearest else ""
-    return f"{name} {problem.message}{tail}" if name else f"{problem.message}{tail}"
+    flags = {**{name: spec.flag for name, spec in BY_NAME.items()}, **{name: f"--{name}" for name in OWN_FLAGS}}
+    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
+    message = named.sub(lambda match: flags[match.group()], problem.message)
+    nearest = [named.sub(lambda match: flags[match.group()], each) for each in problem.nearest]
+    head = flags.get(problem.field, problem.field)
+    text = f"{head} {message}" if head else message
+    if sum(map(len, nearest)) > 60:
+        return "\n".join([f"{text}; nearest:", *[f"  {each}" for each in nearest]])
+    return f"{text}; nearest: {' or '.join(nearest)}" if nearest else text
 
 
 def _flush_quietly() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from gradaccum.cli.terminal import columns
 from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF, Field
@@ -50,19 +51,21 @@ def new_parser(command: str, description: str, examples: str) -> Parser:
     width = max(40, min(columns(), 100))
     return Parser(
         prog=f"gradaccum {command}",
-        description=description,
-        epilog=f"examples:\n{examples}",
+        usage=f"gradaccum {command} [options]",
+        description=f"{description}\n\nexamples:\n{examples}",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width),
     )
 
 
-def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """One flag for each input of FIELDS, and --preset."""
-    for group, title in GROUPS.items():
-        section = parser.add_argument_group(title)
+def add_inputs(
+    parser: argparse.ArgumentParser, groups: Sequence[str] = tuple(GROUPS), leave_out: Sequence[str] = ()
+) -> None:
+    """One flag for each input of FIELDS that is in `groups` and not in `leave_out`, and --preset."""
+    for group in groups:
+        section = parser.add_argument_group(GROUPS[group])
         for spec in FIELDS:
-            if spec.group == group:
+            if spec.group == group and spec.name not in leave_out:
                 names = ([f"-{spec.short}"] if spec.short else []) + [spec.flag]
                 metavar = {"count": "N", "choice": "WORD"}.get(spec.kind, "X")
                 section.add_argument(*names, dest=spec.name, action=Once, metavar=metavar, help=_help(spec))
@@ -92,13 +95,18 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 def inputs_of(options: argparse.Namespace) -> Mapping[str, object]:
     """The inputs among the options, over those of the preset if one is named."""
-    inputs = {spec.name: getattr(options, spec.name) for spec in FIELDS if getattr(options, spec.name) is not None}
+    values = {spec.name: getattr(options, spec.name, None) for spec in FIELDS}
+    inputs = {name: value for name, value in values.items() if value is not None}
     if options.preset is None:
         return inputs
     from gradaccum.catalog.runs import find_run
     from gradaccum.core.request import over_preset
 
-    return over_preset(find_run(options.preset).inputs(), inputs)
+    run = find_run(options.preset)
+    missing = [BY_NAME[name].flag for name in run.missing if name not in inputs]
+    if missing:
+        print(f"{run.name} publishes no {' and no '.join(missing)}: add what you have", file=sys.stderr)
+    return over_preset(run.inputs(), inputs)
 
 
 def _canonical(argument: str) -> str:

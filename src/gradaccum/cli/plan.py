@@ -27,17 +27,18 @@ EXAMPLES = """\
 def parser() -> Parser:
     """All options of the command."""
     found = new_parser("plan", "How many accumulation steps, and what batch you really get.", EXAMPLES)
-    output = found.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="the plan as JSON")
-    output.add_argument("-q", "--quiet", action="store_true", help="the one number that was solved for")
-    output.add_argument("--explain", action="store_true", help="the algebra with your numbers, and every finding")
-    output.add_argument(
+    form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="the plan as JSON")
+    form.add_argument("-q", "--quiet", action="store_true", help="the one number that was solved for")
+    form.add_argument("--explain", action="store_true", help="the algebra with your numbers, and every finding")
+    form.add_argument(
         "--loop",
         nargs="?",
         const="auto",
         metavar="STRATEGY",
         help="the PyTorch loop for this plan: single, ddp, fsdp2 or fsdp2-deferred",
     )
+    output = found.add_argument_group("and")
     output.add_argument(
         "--weighting", metavar="mean|tokens", help="how --loop scales the loss (default: by what the plan knows)"
     )
@@ -57,6 +58,8 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(plan.to_dict(), indent=2))
     elif options.quiet:
         print(_solved(plan))
+        if plan.request.micro_batch is None and plan.solved_for != "micro_batch":
+            print(f"with micro_batch {plan.micro_batch}", file=sys.stderr)
     elif options.loop is not None:
         from gradaccum.show.loop import training_loop
 
@@ -80,6 +83,7 @@ def _solved(plan: Plan) -> int:
 
 
 def _echo(plan: Plan) -> None:
-    """How numbers were read that were not written as plain digits."""
+    """How numbers were read that hold more than digits and their separators."""
     for name, text in plan.request.written:
-        print(f"{name}: {text} is {show_count(getattr(plan.request, name))}", file=sys.stderr)
+        if not text.replace("_", "").replace(",", "").isdigit():
+            print(f"{name}: {text} is {show_count(getattr(plan.request, name))}", file=sys.stderr)

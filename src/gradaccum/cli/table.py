@@ -6,7 +6,7 @@ import sys
 
 from gradaccum.cli.options import Parser, add_inputs, inputs_of, new_parser, parse
 from gradaccum.cli.terminal import columns, style
-from gradaccum.core.plan import SCHEMA_VERSION, choice_to_dict
+from gradaccum.core.plan import SCHEMA_VERSION
 from gradaccum.core.sweep import sweep
 from gradaccum.show.text import table_text
 from gradaccum.units import read_count, show_count
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Rows that are printed where --limit is not given."""
+
+TABLE_GROUPS = ("main", "solve", "parallel")
+"""The inputs that a row depends on."""
 
 EXAMPLES = """\
   gradaccum table -m 1..16 -g 8 -t 500
@@ -35,7 +38,7 @@ def parser() -> Parser:
     output.add_argument("--json", action="store_true", help="all rows as JSON")
     output.add_argument("--limit", metavar="N", help=f"rows to print (default {SHOWN}; 0 prints all)")
     output.add_argument("--no-color", action="store_true", help="no colour; NO_COLOR is honoured too")
-    add_inputs(found)
+    add_inputs(found, TABLE_GROUPS, leave_out=("vary",))
     return found
 
 
@@ -49,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         import json
 
         shown = rows if options.limit is None else shown
-        rows_out = [choice_to_dict(row) for row in shown]
+        rows_out = [row.to_dict() for row in shown]
         print(json.dumps({"schema_version": SCHEMA_VERSION, "total": len(rows), "rows": rows_out}, indent=2))
         return 0
     print(table_text(shown, columns(), style(options.no_color)))

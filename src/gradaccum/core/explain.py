@@ -24,16 +24,16 @@ class Line:
 def explain(plan: Plan) -> tuple[Line, ...]:
     """Every quantity of the plan in the order in which it follows from those before."""
     lines = []
-    if plan.data_parallel != plan.num_gpus:
-        degrees = (plan.tensor_parallel, plan.pipeline_parallel, plan.context_parallel)
-        lines.append(
-            Line(
-                "data_parallel",
-                "num_gpus / (tensor_parallel x pipeline_parallel x context_parallel)",
-                f"{show_count(plan.num_gpus)} / ({_times(*degrees)})",
-                show_count(plan.data_parallel),
-            )
-        )
+    degrees = _times(plan.tensor_parallel, plan.pipeline_parallel, plan.context_parallel)
+    words = "tensor_parallel x pipeline_parallel x context_parallel"
+    if plan.solved_for in ("micro_batch", "num_gpus"):
+        lines.append(_solved(plan, plan.solved_for))
+    if plan.solved_for == "num_gpus" and plan.data_parallel != plan.num_gpus:
+        numbers = f"{show_count(plan.data_parallel)} x {degrees}"
+        lines.append(Line("num_gpus", f"data_parallel x {words}", numbers, show_count(plan.num_gpus)))
+    elif plan.data_parallel != plan.num_gpus:
+        numbers = f"{show_count(plan.num_gpus)} / ({degrees})"
+        lines.append(Line("data_parallel", f"num_gpus / ({words})", numbers, show_count(plan.data_parallel)))
     lines.append(
         Line(
             "device_batch",
@@ -42,7 +42,8 @@ def explain(plan: Plan) -> tuple[Line, ...]:
             show_count(plan.device_batch),
         )
     )
-    lines.append(_steps(plan))
+    given = Line("accum_steps", "given", show_count(plan.accum_steps), show_count(plan.accum_steps))
+    lines.append(_solved(plan, "accum_steps") if plan.solved_for == "accum_steps" else given)
     lines.append(_effective(plan))
     lines.append(_drift(plan))
     if plan.tokens_per_step is not None and plan.sequence_length is not None:
@@ -68,23 +69,25 @@ def explain(plan: Plan) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _steps(plan: Plan) -> Line:
-    result = show_count(plan.accum_steps)
-    if plan.solved_for != "accum_steps":
-        return Line("accum_steps", "given", result, result)
-    goal, block = plan.target_batch, plan.device_batch
-    words, block_words = "target_batch", "device_batch"
+def _solved(plan: Plan, name: str) -> Line:
+    """The quantity that was found from the other three."""
+    one, other, words, result = {
+        "micro_batch": (plan.data_parallel, plan.accum_steps, "(data_parallel x accum_steps)", plan.micro_batch),
+        "num_gpus": (plan.micro_batch, plan.accum_steps, "(micro_batch x accum_steps)", plan.data_parallel),
+        "accum_steps": (plan.micro_batch, plan.data_parallel, "device_batch", plan.accum_steps),
+    }[name]
+    goal, block, target = plan.target_batch, one * other, "target_batch"
     if plan.target_tokens is not None:
-        goal, block = plan.target_tokens, plan.device_batch * (plan.sequence_length or 1)
-        words, block_words = "target_tokens", "(device_batch x sequence_length)"
+        goal, block, target = plan.target_tokens, block * (plan.sequence_length or 1), "target_tokens"
+        words = f"({words.strip('()')} x sequence_length)"
     rounding = "ceil" if plan.rounding == "exact" else plan.rounding
     quotient = show_ratio(goal or 0, block, 6)
-    atleast = f"max(1, {rounding}({quotient}))" if (goal or 0) < block else f"{rounding}({quotient})"
+    shown = f"max(1, {rounding}({quotient}))" if (goal or 0) < block else f"{rounding}({quotient})"
     return Line(
-        "accum_steps",
-        f"{rounding}({words} / {block_words})",
-        f"{rounding}({show_count(goal or 0)} / {show_count(block)}) = {atleast}",
-        result,
+        "data_parallel" if name == "num_gpus" else name,
+        f"{rounding}({target} / {words})",
+        f"{rounding}({show_count(goal or 0)} / {show_count(block)}) = {shown}",
+        show_count(result),
     )
 
 

@@ -176,6 +176,7 @@ def _to_dict(plan: Plan) -> dict[str, object]:
         "target_tokens": plan.target_tokens,
         "rounding": plan.rounding,
         "solved_for": plan.solved_for,
+        "vary": request.vary,
         "device_batch": plan.device_batch,
         "accum_steps": plan.accum_steps,
         "effective_batch": plan.effective_batch,
@@ -191,8 +192,11 @@ def _to_dict(plan: Plan) -> dict[str, object]:
         "token_budget": request.token_budget,
         "updates": run.updates,
         "updates_per_epoch": run.updates_per_epoch,
-        "last_group": run.last_group,
+        "last_group": request.last_group,
+        "last_group_size": run.last_group_size,
         "warmup_updates": run.warmup_updates,
+        "warmup_tokens": request.warmup_tokens,
+        "warmup_fraction": _number(request.warmup_fraction),
         "leftover_tokens": run.leftover_tokens,
         "tokens": run.tokens,
         "supervised_fraction": _number(request.supervised_fraction),
@@ -223,12 +227,11 @@ def _to_dict(plan: Plan) -> dict[str, object]:
             }
             for each in plan.neighbours
         ],
-        "better_choices": [choice_to_dict(choice) for choice in plan.better_choices],
+        "better_choices": [_choice_to_dict(choice) for choice in plan.better_choices],
     }
 
 
-def choice_to_dict(choice: Choice) -> dict[str, object]:
-    """One entry of `better_choices`, and one row of a table."""
+def _choice_to_dict(choice: Choice) -> dict[str, object]:
     return {
         "micro_batch": choice.micro_batch,
         "num_gpus": choice.num_gpus,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, Field
 from gradaccum.errors import InputError, Problem, nearest_words
-from gradaccum.units import Ratio, at_least, quote, read_count, read_ratio, read_real, show_count
+from gradaccum.units import Ratio, quote, read_count, read_ratio, read_real, show_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class Request:
     """(name, text) of each value that was not written as plain digits, so that a face can echo how it was read."""
 
     def __post_init__(self) -> None:
-        problems = list(_invalid_values(self)) or list(_contradictions(self))
+        values = [(spec, getattr(self, spec.name)) for spec in FIELDS]
+        found = [_invalid(spec, value) for spec, value in values if value is not None or spec.default is not None]
+        problems = [problem for problem in found if problem] or list(_contradictions(self))
         if problems:
             raise InputError(*problems)
 
@@ -128,7 +130,7 @@ def read_inputs(inputs: Mapping[str, object]) -> Request:
         except InputError as error:
             problems.extend(error.problems)
             continue
-        if isinstance(raw, str) and BY_NAME[name].kind == COUNT and raw.strip() != str(values[name]):
+        if isinstance(raw, str) and BY_NAME[name].kind == COUNT and not raw.strip().isdigit():
             written.append((name, raw.strip()))
     if problems:
         raise InputError(*problems)
@@ -143,47 +145,52 @@ def unknown_name(name: str, known: Mapping[str, object] | tuple[str, ...], what:
 
 def _read_value(spec: Field, raw: object) -> object:
     """`raw` as the kind of value that the field holds. Raises InputError where it is none."""
+    value = raw
     if isinstance(raw, str):
+        if spec.kind == COUNT and ".." in raw:
+            raise InputError(Problem(spec.name, f"is a range: {quote(raw)}; a table takes ranges, a plan one value"))
         if spec.kind == COUNT:
-            return read_count(raw, spec.name, spec.minimum)
-        if spec.kind == RATIO:
-            return read_ratio(raw, spec.name)
-        return raw.strip().lower() if spec.kind == CHOICE else read_real(raw, spec.name)
-    if spec.kind == RATIO and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        return read_ratio(repr(raw), spec.name)
-    if spec.kind == COUNT and not isinstance(raw, (bool, float)):
-        index = getattr(raw, "__index__", None)  # int, and the whole numbers of other libraries
-        return at_least(index(), spec.minimum, spec.name) if index else raw
-    return raw
+            value = read_count(raw, spec.name, spec.minimum)
+        elif spec.kind == RATIO:
+            value = read_ratio(raw, spec.name)
+        else:
+            value = raw.strip().lower() if spec.kind == CHOICE else read_real(raw, spec.name)
+    elif spec.kind == RATIO and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        value = read_ratio(repr(raw), spec.name)
+    elif spec.kind == COUNT and hasattr(raw, "__index__") and not isinstance(raw, bool):
+        value = raw.__index__()  # int, and the whole numbers of other libraries
+    problem = _invalid(spec, value)
+    if problem:
+        raise InputError(problem)
+    return value
 
 
 # What is wrong with values that were read
 
 
-def _invalid_values(request: Request) -> Iterator[Problem]:
-    """Each value on its own: its type and its range."""
-    for spec in FIELDS:
-        value = getattr(request, spec.name)
-        if value is None and spec.default is None:
-            continue
-        if spec.kind == COUNT:
-            if not isinstance(value, int) or isinstance(value, bool):
-                yield Problem(spec.name, f"must be a whole number, not {quote(repr(value))}")
-            elif value < spec.minimum:
-                nearest = str(spec.minimum)
-                yield Problem(spec.name, f"must be at least {nearest}, not {show_count(value)}", [nearest])
-        elif spec.kind == CHOICE:
-            if value not in spec.choices:
-                yield Problem(spec.name, f"is not one of the known words: {quote(str(value))}", spec.choices)
-        elif spec.kind == RATIO:
-            if not isinstance(value, Ratio):
-                yield Problem(spec.name, f"must be a number, not {quote(repr(value))}")
-            elif value.numerator < 0 or (spec.minimum == 1 and value.numerator == 0):
-                yield Problem(spec.name, f"must be above 0, not {value}")
-            elif spec.minimum == 0 and value.numerator > value.denominator:
-                yield Problem(spec.name, f"is a share from 0 to 1, not {value}", [f"{value}%", "1"])
-        elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            yield Problem(spec.name, f"must be a number above 0, not {quote(repr(value))}")
+def _invalid(spec: Field, value: object) -> Problem | None:
+    """What is wrong with one value on its own: its type or its range."""
+    if spec.kind == COUNT:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return Problem(spec.name, f"must be a whole number, not {quote(repr(value))}")
+        if value < spec.minimum:
+            return Problem(spec.name, f"must be at least {spec.minimum}, not {show_count(value)}", [str(spec.minimum)])
+    elif spec.kind == CHOICE:
+        if value not in spec.choices:
+            words = ", ".join(spec.choices)
+            nearest = nearest_words(str(value), spec.choices)
+            return Problem(spec.name, f"is one of {words}, not {quote(str(value))}", nearest)
+    elif spec.kind == RATIO:
+        if not isinstance(value, Ratio):
+            return Problem(spec.name, f"must be a number, not {quote(repr(value))}")
+        if value.numerator < 0 or (spec.minimum == 1 and value.numerator == 0):
+            return Problem(spec.name, f"must be above 0, not {value}")
+        if spec.minimum == 0 and value.numerator > value.denominator:
+            percent = value.numerator <= 100 * value.denominator
+            return Problem(spec.name, f"is a share from 0 to 1, not {value}", [f"{value}%" if percent else "1"])
+    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+        return Problem(spec.name, f"must be a number above 0, not {quote(repr(value))}")
+    return None
 
 
 _EXCLUSIVE = (

@@ -43,8 +43,8 @@ def below_one_device_batch(facts: Facts) -> Finding | None:
         "GA002",
         "warning",
         f"One micro-step already takes {_product(*block)} {facts.unit}, "
-        f"more than the {show_count(goal.amount)} that you want: an update sees "
-        f"{show_signed(sizes.drift)} {facts.unit} ({_signed_percent(sizes)}).",
+        f"above your target of {show_count(goal.amount)}: an update sees {show_count(sizes.drift)} more "
+        f"({_signed_percent(sizes)}).",
         remedy + ", or rounding exact in your own loop." if smallest <= goal.amount else "Use fewer GPUs.",
         "effective_batch = device_batch x accum_steps, and accum_steps is at least 1",
     )
@@ -97,7 +97,7 @@ def interleaving(facts: Facts) -> Finding | None:
         "GA011",
         "warning",
         f"Interleaving wants a number of micro-batches that {show_count(pipe.stages)} stages divide; "
-        f"{show_count(pipe.micro_batches)} is none.",
+        f"{show_count(pipe.micro_batches)} is no multiple of {show_count(pipe.stages)}.",
         f"Take {counts} accumulation steps, or virtual_pipeline 1.",
         "Narayanan et al. 2021, arXiv:2104.04473, section 2.2",
     )
@@ -114,8 +114,9 @@ def bubble(facts: Facts) -> Finding | None:
         "warning",
         f"{show_count(pipe.micro_batches)} micro-batches leave {show_count(pipe.stages)} pipeline stages idle for "
         f"{share}% of an update.",
-        f"More, smaller micro-batches shrink the bubble: from {show_count(-(-4 * (pipe.stages - 1) // pipe.virtual))} "
-        "on it is at most 20%. Or use fewer stages, or interleave.",
+        f"{'Smaller micro-batches' if facts.sizes.micro_batch > 1 else 'A larger batch'} would make more of them: from "
+        f"{show_count(-(-4 * (pipe.stages - 1) // pipe.virtual))} on the bubble is at most 20%. Or use fewer stages, "
+        "or interleave.",
         "(p - 1) / (v k + p - 1), Narayanan et al. 2021, arXiv:2104.04473",
     )
 
@@ -133,7 +134,7 @@ def bf16_sum(facts: Facts) -> Finding | None:
         f"A bf16 sum over {show_count(steps)} micro-steps is off by about {percent}% of the gradient.{worse}",
         "Accumulate in fp32.",
         f"about {BF16_ERROR} x sqrt(accum_steps), measured with round-to-nearest bf16; "
-        "https://github.com/NVIDIA/Megatron-LM/issues/502",
+        "https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/training/arguments.py sums bf16 gradients in fp32",
     )
 
 
@@ -196,18 +197,43 @@ def length_in_thousands(facts: Facts) -> Finding | None:
     )
 
 
+def tokens_as_sequences(facts: Facts) -> Finding | None:
+    """GA018"""
+    text = dict(facts.request.written).get("target_batch", "")
+    if text[-1:] not in ("m", "M", "b", "B", "t", "T"):
+        return None
+    return Finding(
+        "GA018",
+        "note",
+        f"A target of {text} was read as {show_count(facts.sizes.goal.amount)} sequences. Did you mean tokens?",
+        f"Write '{text} tokens' if so.",
+        "target_batch counts sequences, target_tokens counts tokens",
+    )
+
+
 def picked_micro_batch(facts: Facts) -> Finding | None:
     """GA016"""
     request, sizes = facts.request, facts.sizes
-    if request.max_micro_batch is None or request.micro_batch is not None or sizes.solved_for == "micro_batch":
+    largest = request.max_micro_batch
+    if largest is None or request.micro_batch is not None or sizes.solved_for == "micro_batch":
         return None
+    message = (
+        f"Micro-batch {show_count(sizes.micro_batch)} was picked, of those up to {show_count(largest)}, for its drift"
+    )
+    small = 2 * sizes.micro_batch <= largest
+    if sizes.micro_batch < largest:
+        block = largest * sizes.data_parallel
+        steps = sizes.goal.steps(block, request.rounding)
+        percent = show_percent(sizes.goal.drift(block * steps), sizes.goal.amount)
+        message += f"; {_product(largest, sizes.data_parallel, steps)} would drift by {percent}%"
     return Finding(
         "GA016",
-        "note",
-        f"Micro-batch {show_count(sizes.micro_batch)} was picked, of those up to "
-        f"{show_count(request.max_micro_batch)}: the smallest drift, then the largest.",
-        "Set micro_batch to use another.",
-        "the order of the better choices",
+        "warning" if small else "note",
+        message + ".",
+        "A micro-batch so far below what fits is slower: set micro_batch, and accept some drift."
+        if small
+        else "Set micro_batch to use another.",
+        "smallest drift, then the largest micro-batch: the order of the better choices",
     )
 
 
@@ -237,28 +263,28 @@ def exact_is_for_your_own_loop(facts: Facts) -> Finding | None:
 
 def short_last_group(facts: Facts) -> Finding | None:
     """GA007"""
-    left, steps = facts.training.last_group, facts.sizes.accum_steps
+    left, steps = facts.training.last_group_size, facts.sizes.accum_steps
     if not left or facts.training.updates == 0:
         return None
     batch = show_count(facts.sizes.effective_batch)
-    where, what = {
-        "step": (
-            "The last group of an epoch holds",
+    if facts.request.last_group == "step":
+        return Finding(
+            "GA007",
+            "note",
+            f"The last group of an epoch holds {show_count(left)} of {batch} samples.",
             f"As an update of its own it must be divided by what it holds, not by {show_count(steps)} micro-steps.",
-        ),
-        "drop": (
-            "At the end of each epoch",
-            "They are left out of that epoch; shuffle, so that it is not always them.",
-        ),
-        "carry": ("Groups span epochs; when the run ends", "They make no update: the optimizer never sees them."),
-    }[facts.request.last_group]
-    of = f"{show_count(left)} of {batch} samples" if facts.request.last_group == "step" else ""
+            "https://github.com/Lightning-AI/pytorch-lightning/issues/19987",
+        )
+    carried = facts.request.last_group == "carry"
     return Finding(
         "GA007",
         "note",
-        f"{where} {of or f'{show_count(left)} samples fill no group of {batch}'}.",
-        what,
-        "https://github.com/Lightning-AI/pytorch-lightning/issues/19987",
+        f"{'Groups span epochs; when the run ends' if carried else 'At the end of each epoch'} {show_count(left)} "
+        f"samples fill no group of {batch}.",
+        "They make no update: the optimizer never sees them."
+        if carried
+        else "They are left out of that epoch; shuffle, so that it is not always them.",
+        "dataset_size modulo effective_batch",
     )
 
 
@@ -273,7 +299,7 @@ def not_the_big_batch(facts: Facts) -> Finding | None:
         f"{show_count(sizes.accum_steps)} micro-steps equal one batch of {show_count(sizes.effective_batch)} only if "
         "the loss is divided once, by the samples or tokens of the whole group. BatchNorm, in-batch negatives and an "
         f"MoE balancing loss still see {show_count(sizes.micro_batch)} at a time.",
-        "The loop weighs by tokens where their counts differ. Use GroupNorm or LayerNorm; cache the features of a "
+        "Weigh by tokens, as the loop for this plan does. Use GroupNorm or LayerNorm; cache the features of a "
         "contrastive loss.",
         "https://github.com/huggingface/transformers/issues/34242; Goyal et al. 2017, arXiv:1706.02677, section 3; "
         "Gao et al. 2021, arXiv:2101.06983",
@@ -291,9 +317,12 @@ def supervised(facts: Facts) -> Finding | None:
         return None
     return Finding(
         "GA008",
-        "note",
-        f"Of {show_count(tokens)} tokens per update about {show_count(loss_tokens)} carry loss.",
-        "Compare batches by those; they differ between micro-batches, so divide the loss by their count in the group.",
+        "note" if loss_tokens else "warning",
+        f"Of {show_count(tokens)} tokens per update {'about ' + show_count(loss_tokens) if loss_tokens else 'none'} "
+        "carry loss.",
+        "Compare batches by those; they differ between micro-batches, so divide the loss by their count in the group."
+        if loss_tokens
+        else "Nothing would be learnt: check the fraction.",
         "effective_batch x sequence_length x supervised_fraction",
     )
 
@@ -322,14 +351,14 @@ def memory(facts: Facts) -> Finding | None:
     if sizes.accum_steps == 1:
         return None
     dtype = facts.request.gradient_dtype or "fp32"
-    amount = f" ({show_bytes(params * BYTES_OF[dtype])} in {dtype})" if params else ""
+    amount = f" ({show_bytes(params * BYTES_OF[dtype])} in {dtype} for a whole replica)" if params else ""
     return Finding(
         "GA006",
         "note",
         f"{show_count(sizes.accum_steps)} micro-steps need no more memory than 2: one set of gradients{amount} is kept "
         "between them.",
         f"The micro-batch of {show_count(sizes.micro_batch)} is what must fit; if memory is left, raise that.",
-        "gradients are summed in place",
+        "autograd adds to .grad in place: https://docs.pytorch.org/docs/stable/notes/autograd.html",
     )
 
 
@@ -341,6 +370,7 @@ RULES = (
     warmup_too_long,
     bf16_sum,
     bubble,
+    tokens_as_sequences,
     length_in_thousands,
     drift,
     exact_is_for_your_own_loop,

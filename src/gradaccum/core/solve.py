@@ -130,9 +130,8 @@ def _unknown(request: Request) -> str | None:
     raise InputError(
         Problem(
             missing[0],
-            f"is not given, and neither {'are' if len(missing) > 2 else 'is'} "
-            f"{' and '.join(missing[1:])}; three of target, micro-batch, GPUs and accumulation steps give the "
-            f"fourth: add {number} of {', '.join(wanted)}",
+            "is missing: a plan needs three of target_batch, micro_batch, num_gpus and accum_steps; "
+            f"add {number} of {', '.join(wanted)}",
         )
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradaccum.core.choices import Choice, split_drift
+from dataclasses import dataclass
+
+from gradaccum.core.choices import split_drift
 from gradaccum.core.fields import BY_NAME, COUNT, NAME_OF
 from gradaccum.core.request import read_inputs
 from gradaccum.core.solve import solve
@@ -11,13 +13,43 @@ from gradaccum.units import quote, read_count, show_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MAX_ROWS = 10_000
 """A sweep of more combinations is refused before any is computed."""
 
+_COLUMNS = ("micro_batch", "num_gpus", "accum_steps")
 
-def sweep(inputs: Mapping[str, object]) -> tuple[Choice, ...]:
+
+@dataclass(frozen=True)
+class Row:
+    """One plan of a sweep. drift in sequences, or drift_tokens; the other is None.
+
+    varied: (name, value) of each other input that the sweep has several values of.
+    """
+
+    micro_batch: int
+    num_gpus: int
+    accum_steps: int
+    effective_batch: int
+    drift: int | None
+    drift_tokens: int | None
+    varied: tuple[tuple[str, object], ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """One row as JSON holds it: the varied inputs under their own names."""
+        return {
+            "micro_batch": self.micro_batch,
+            "num_gpus": self.num_gpus,
+            "accum_steps": self.accum_steps,
+            "effective_batch": self.effective_batch,
+            "drift": self.drift,
+            "drift_tokens": self.drift_tokens,
+            **dict(self.varied),
+        }
+
+
+def sweep(inputs: Mapping[str, object]) -> tuple[Row, ...]:
     """One row for each combination of the values, `8,16,32` and `1..16` and `8..64..8` being several.
 
     Combinations that give no plan (a world that the degrees do not divide) are left out, unless all are. Sorted by
@@ -36,30 +68,37 @@ def sweep(inputs: Mapping[str, object]) -> tuple[Choice, ...]:
                 f"at most {show_count(MAX_ROWS)} are computed",
             )
         )
+    varied = [name for name, values in axes.items() if len(values) > 1]
     found, first_error = [], None
     for number in range(rows):
         try:
-            found.append(_row(_combination(axes, number)))
+            found.append(_row(_combination(axes, number), varied))
         except InputError as error:
             first_error = first_error or error
     if first_error and not found:
         raise first_error
-    return tuple(sorted(set(found), key=_order))
+    return tuple(sorted(dict.fromkeys(found), key=_order))
 
 
-def _order(row: Choice) -> tuple[int, int, int, bool]:
+def _order(row: Row) -> tuple[int, int, int, bool]:
     drift = (row.drift if row.drift is not None else row.drift_tokens) or 0
     return abs(drift), row.num_gpus, -row.micro_batch, drift < 0
 
 
-def _row(inputs: Mapping[str, object]) -> Choice:
-    sizes = solve(read_inputs(inputs))
-    return Choice(
-        sizes.micro_batch,
-        sizes.num_gpus,
-        sizes.accum_steps,
-        sizes.effective_batch,
-        *split_drift(sizes.goal, sizes.drift),
+def _row(inputs: Mapping[str, object], varied: Sequence[str]) -> Row:
+    request = read_inputs(inputs)
+    sizes = solve(request)
+    names = [NAME_OF[spelling.replace("-", "_")] for spelling in varied]
+    names = ["target_tokens" if name == "target_batch" and sizes.goal.in_tokens else name for name in names]
+    drift, drift_tokens = split_drift(sizes.goal, sizes.drift)
+    return Row(
+        micro_batch=sizes.micro_batch,
+        num_gpus=sizes.num_gpus,
+        accum_steps=sizes.accum_steps,
+        effective_batch=sizes.effective_batch,
+        drift=drift,
+        drift_tokens=drift_tokens,
+        varied=tuple((name, getattr(request, name)) for name in names if name not in _COLUMNS),
     )
 
 

@@ -23,8 +23,8 @@ class Training:
     """Counts of a whole run; None is unknown.
 
     updates_per_epoch: optimizer updates in one pass over the data.
-    last_group: samples of the short last group of an epoch, 0 where it comes out even. Under `carry` the groups
-        span epochs, so that it is what is left over when the run ends.
+    last_group_size: samples of the short last group of an epoch, 0 where it comes out even. Under `carry` the
+        groups span epochs, so that it is what is left over when the run ends.
     updates, warmup_updates: optimizer updates in all, and those of warm-up.
     leftover_tokens: with a token budget, the tokens that fill no further update.
     tokens: what the run trains on; loss_tokens_per_step: those of one update that carry loss.
@@ -32,7 +32,7 @@ class Training:
     """
 
     updates_per_epoch: int | None
-    last_group: int | None
+    last_group_size: int | None
     updates: int | None
     warmup_updates: int | None
     leftover_tokens: int | None
@@ -43,7 +43,7 @@ class Training:
 
 def training(request: Request, effective_batch: int) -> Training:
     """The run that a batch of `effective_batch` sequences makes of the request's data."""
-    per_epoch, last_group = _epoch(request, effective_batch)
+    per_epoch, last_group_size = _epoch(request, effective_batch)
     length = request.sequence_length
     per_update = None if length is None else effective_batch * length
     updates = request.updates
@@ -54,7 +54,7 @@ def training(request: Request, effective_batch: int) -> Training:
     elif request.dataset_size is not None and request.epochs is not None and per_epoch is not None:
         samples = request.epochs.floor_of(request.dataset_size)
         if request.last_group == "carry":
-            updates, last_group = divmod(samples, effective_batch)
+            updates, last_group_size = divmod(samples, effective_batch)
         else:
             updates = request.epochs.ceil_of(per_epoch)
         if request.last_group != "step":
@@ -65,7 +65,7 @@ def training(request: Request, effective_batch: int) -> Training:
     fraction = request.supervised_fraction
     return Training(
         updates_per_epoch=per_epoch,
-        last_group=last_group,
+        last_group_size=last_group_size,
         updates=updates,
         warmup_updates=_warmup(request, updates, per_update),
         leftover_tokens=leftover_tokens,
@@ -79,8 +79,8 @@ def _epoch(request: Request, effective_batch: int) -> tuple[int | None, int | No
     """(updates of one epoch, samples of its short last group)."""
     if request.dataset_size is None:
         return None, None
-    whole, last_group = divmod(request.dataset_size, effective_batch)
-    return whole + (1 if last_group and request.last_group == "step" else 0), last_group
+    whole, rest = divmod(request.dataset_size, effective_batch)
+    return whole + (1 if rest and request.last_group == "step" else 0), rest
 
 
 def _warmup(request: Request, updates: int | None, tokens_per_step: int | None) -> int | None:

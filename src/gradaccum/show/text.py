@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradaccum.core.choices import Choice
     from gradaccum.core.findings import Finding
     from gradaccum.core.plan import Plan
+    from gradaccum.core.sweep import Row
 
 LABELS = 18
 """Width of the column of labels."""
@@ -63,7 +64,7 @@ def plan_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
         ("other roundings", _neighbours(plan)),
         ("to paste", _to_paste(plan)),
     ]
-    lines = [style.strong(headline(plan)), ""]
+    lines = [style.strong(_answer(plan)), ""]
     for label, value in rows:
         if value:
             lines.extend(_row(label, value, width, style))
@@ -98,18 +99,21 @@ def explain_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
     return "\n".join(lines)
 
 
-def table_text(rows: Sequence[Choice], width: int = 80, style: Style = PLAIN) -> str:
+def table_text(rows: Sequence[Row], width: int = 80, style: Style = PLAIN) -> str:
     """Rows of a sweep under a header, right-aligned; columns that do not fit the width lose their padding."""
     in_tokens = bool(rows) and rows[0].drift is None
-    header = ("micro-batch", "GPUs", "accum steps", "effective batch", "drift" + (" in tokens" if in_tokens else ""))
+    varied = [name for name, _ in rows[0].varied] if rows else []
+    header = ["micro-batch", "GPUs", "accum steps", "effective batch", "drift" + (" in tokens" if in_tokens else "")]
+    header = [name.replace("_", " ") for name in varied] + header
     cells = [
-        (
+        [
+            *[show_count(value) if isinstance(value, int) else str(value) for _, value in row.varied],
             show_count(row.micro_batch),
             show_count(row.num_gpus),
             show_count(row.accum_steps),
             show_count(row.effective_batch),
             show_signed((row.drift_tokens if row.drift is None else row.drift) or 0),
-        )
+        ]
         for row in rows
     ]
     widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
@@ -164,6 +168,18 @@ def product(micro_batch: int, ranks: int, accum_steps: int) -> str:
     return f"{factors} = {show_count(micro_batch * ranks * accum_steps)}"
 
 
+def _answer(plan: Plan) -> str:
+    """What was asked for first: the quantity that was found, then the steps."""
+    found = {
+        "micro_batch": f"micro-batch {show_count(plan.micro_batch)}",
+        "num_gpus": f"{show_count(plan.num_gpus)} GPU{'' if plan.num_gpus == 1 else 's'}",
+        "target_batch": f"{show_count(plan.effective_batch)} sequences per update",
+    }.get(plan.solved_for or "", "")
+    if plan.request.micro_batch is None:
+        found = f"micro-batch {show_count(plan.micro_batch)}"
+    return f"{found}, {headline(plan)}" if found else headline(plan)
+
+
 def _tokens(plan: Plan) -> list[tuple[str, str]]:
     if plan.tokens_per_step is None:
         return []
@@ -210,11 +226,15 @@ def _rates(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _better(plan: Plan) -> str:
+    """The two closest batches; of several ways to one of them, the first, which has the larger micro-batch."""
     replica = plan.num_gpus // plan.data_parallel
+    batches: dict[int, Choice] = {}
+    for choice in plan.better_choices:
+        batches.setdefault(choice.effective_batch, choice)
     return "   ".join(
         f"{product(each.micro_batch, each.num_gpus // replica, each.accum_steps)} "
         f"({show_signed((each.drift_tokens if each.drift is None else each.drift) or 0)})"
-        for each in plan.better_choices[:2]
+        for each in list(batches.values())[:2]
     )
 
 
@@ -222,6 +242,10 @@ def _to_paste(plan: Plan) -> str:
     """Hugging Face's names, since most trainers know them; plain digits, as far as digits can be read."""
     if max(plan.accum_steps, plan.micro_batch) >= 10**MAX_DIGITS:
         return ""
+    if plan.effective_batch != plan.device_batch * plan.accum_steps:
+        return "--loop prints a loop for it; no trainer has a setting for a smaller last micro-step"
+    if plan.pipeline_parallel > 1:
+        return f"--micro-batch-size {plan.micro_batch} --global-batch-size {plan.effective_batch} (Megatron-LM)"
     return f"gradient_accumulation_steps={plan.accum_steps} per_device_train_batch_size={plan.micro_batch}"
 
 

@@ -1,0 +1,201 @@
+"""The live page in Chromium: from an edit to the DOM and to paint, the first visit, and the server's start.
+
+Beside it, in the same browser and turn by turn, the smallest page that makes the same round trip (bare_page.py): the
+ratio says what our arithmetic and rendering cost beyond it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from playwright.sync_api import sync_playwright
+
+from benchmarks.common import Spread, asked_runs, ratios, spread, table, take_turns, verdict, write_result
+from benchmarks.environments import own_environment, plain_environ
+from tests import browser as chromium
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from playwright.sync_api import Browser, Page
+
+    Sample = Mapping[str, float]
+
+WHAT = "the live page on loopback: an edit, a first visit and the server's start, beside the smallest possible page"
+RUNS = 300
+"""Edits of each page: every one is a key pressed."""
+VISITS, STARTS = 20, 10
+LIMIT = 16
+"""Milliseconds from an edit's event to the DOM, at the 95th percentile."""
+PATIENCE = 10
+"""Seconds until what does not answer is a failure."""
+
+OURS, BARE = "gradaccum serve", "bare page"
+EVENT_TO_DOM = "edit: event to DOM"
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server to measure. command: starts it, and it prints its address. fields: the ids of those to type into."""
+
+    command: tuple[str, ...]
+    fields: tuple[str, ...]
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Its address, while it runs."""
+        with subprocess.Popen(self.command, env=plain_environ(), stdout=subprocess.PIPE, text=True) as server:
+            try:
+                address = server.stdout.readline().strip() if server.stdout else ""
+                if not address.startswith("http://"):
+                    sys.exit(f"{' '.join(self.command)} printed no address, but {address!r}")
+                yield address
+            finally:
+                server.terminate()
+
+    def start(self) -> float:
+        """Seconds from the start of the process to the whole page."""
+        begun = time.perf_counter()
+        with self.served() as address:
+            connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=PATIENCE)
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            answer.read()
+            took = time.perf_counter() - begun
+            connection.close()
+            if answer.status != 200:
+                sys.exit(f"{address} answered {answer.status}")
+        return took
+
+
+def main() -> None:
+    """Starts, then first visits, then edits; the sites take turns in each."""
+    runs = asked_runs(WHAT, RUNS)
+    executable = chromium.find()
+    if executable is None:
+        sys.exit(chromium.MISSING)
+    environment = own_environment("gradaccum-web", "[web]")
+    python = environment.program("python")
+    sites = {
+        BARE: Site((python, str(HERE / "bare_page.py")), ("field",)),
+        OURS: Site(
+            (environment.program("gradaccum"), "serve", "--port", "0"),
+            ("micro_batch", "num_gpus", "target_batch", "sequence_length"),
+        ),
+    }
+    starts = take_turns({name: site.start for name, site in sites.items()}, min(runs, STARTS))
+    with sync_playwright() as playwright, sites[BARE].served() as bare, sites[OURS].served() as ours:
+        # Chromium's sandbox does not start for the superuser, as in a container.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        addresses = {BARE: bare, OURS: ours}
+        visits = take_turns({name: partial(visit, browser, addresses[name]) for name in sites}, min(runs, VISITS))
+        editors = {name: Editor(_open(browser, addresses[name]), site.fields) for name, site in sites.items()}
+        edits = take_turns({name: editor.edit for name, editor in editors.items()}, runs)
+        version = browser.version
+        browser.close()
+
+    times = {
+        EVENT_TO_DOM: _column(edits, "dom"),
+        "edit: the request": _column(edits, "round_trip"),
+        "edit: the script, after the answer": _column(edits, "after_answer"),
+        "edit: event to paint": _column(edits, "paint"),
+        "first visit: first result painted": _column(visits, "visible"),
+        "server: start to whole page": {name: [1000 * each for each in starts[name]] for name in starts},
+    }
+    measured = {name: _beside(column) for name, column in times.items()}
+    print(table(["ms", "p50", "p95", "bare p50", "bare p95", "ratio"], [_row(*each) for each in measured.items()]))
+    first = {name: {key: visits[name][0][key] for key in ("requests", "bytes")} for name in sites}
+    for name, each in first.items():
+        print(f"first visit of {name}: {each['requests']:.0f} requests, {each['bytes'] / 1000:.1f} kB")
+    limit = verdict("95th percentile of event to DOM, ms", measured[EVENT_TO_DOM][OURS]["p95"], LIMIT)
+    write_result(
+        "page",
+        WHAT,
+        runs,
+        RUNS,
+        {name: environment.version(name) for name in ("gradaccum", "starlette", "uvicorn")} | {"chromium": version},
+        visits=min(runs, VISITS),
+        starts=min(runs, STARTS),
+        limit=limit,
+        measured_ms=measured,
+        first_visit=first,
+    )
+
+
+def visit(browser: Browser, address: str) -> Sample:
+    """A visit with nothing cached: requests, bytes on the wire, and milliseconds to the first result on the screen."""
+    context = browser.new_context()
+    page = context.new_page()
+    sizes = []
+    page.on("requestfinished", lambda request: sizes.append(request.sizes()))
+    page.add_init_script(path=HERE / "page_probe.js")
+    page.goto(address, wait_until="networkidle")
+    visible = page.evaluate("benchmark.visible")
+    context.close()
+    return {
+        "visible": visible,
+        "requests": len(sizes),
+        "bytes": sum(each["responseHeadersSize"] + each["responseBodySize"] for each in sizes),
+    }
+
+
+class Editor:
+    """Types into a page, a key at each call: a digit at the end of a field, then Backspace, then the next field."""
+
+    def __init__(self, page: Page, fields: Sequence[str]) -> None:
+        self._page = page
+        digits = itertools.cycle("123456789")
+        self._keys = ((field, key) for field in itertools.cycle(fields) for key in (next(digits), "Backspace"))
+
+    def edit(self) -> Sample:
+        """Milliseconds from the input event to the last change of the results, and to the frame that shows it."""
+        field, key = next(self._keys)
+        self._page.focus(f"#{field}")
+        self._page.keyboard.press("End")
+        self._page.evaluate("benchmark.expect()")
+        self._page.keyboard.press(key)
+        late = f"new Promise((_, reject) => setTimeout(() => reject('no result changed'), {PATIENCE * 1000}))"
+        sample: Sample = self._page.evaluate(f"Promise.race([benchmark.settled, {late}])")
+        return sample
+
+
+def _open(browser: Browser, address: str) -> Page:
+    page = browser.new_page()
+    page.add_init_script(path=HERE / "page_probe.js")
+    page.goto(address, wait_until="networkidle")
+    return page
+
+
+def _column(samples: Mapping[str, Sequence[Sample]], key: str) -> dict[str, list[float]]:
+    return {name: [sample[key] for sample in samples[name]] for name in samples}
+
+
+def _beside(times: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
+    """Ours, the bare page, and the ratio turn by turn."""
+    return {
+        OURS: spread(times[OURS]),
+        BARE: spread(times[BARE]),
+        "ratio": spread(ratios(times[OURS], times[BARE])),
+    }
+
+
+def _row(name: str, found: Mapping[str, Spread]) -> list[str]:
+    cells = [f"{found[site][each]:.1f}" for site in (OURS, BARE) for each in ("median", "p95")]
+    return [name, *cells, f"{found['ratio']['median']:.2f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+// What bench_page.py adds to every document that it opens, so that the page itself holds no line of a benchmark.
+// It notes when an element changed after an input event, and when that change was on the screen.
+
+(() => {
+  const WATCHED = "#results";
+  const QUIET = 60; // milliseconds without another change, after which an edit is done
+  const probe = (window.benchmark = { visible: null });
+  let edit = null;
+
+  // The second frame after a change begins once the first, which paints it, is over: at most one frame too late.
+  const painted = (then) => requestAnimationFrame(() => requestAnimationFrame(() => then(performance.now())));
+
+  // First visit: the first result is there, and painted.
+  const arrival = new MutationObserver(() => {
+    if (!document.querySelector(WATCHED)?.textContent.trim()) return;
+    arrival.disconnect();
+    painted((now) => (probe.visible = now));
+  });
+  arrival.observe(document, { childList: true, subtree: true });
+
+  // An edit: from the input event's own time stamp to the last change that it brought.
+  addEventListener("input", (event) => edit && (edit.begun ??= event.timeStamp), true);
+
+  function changed() {
+    if (!edit?.begun) return;
+    const now = performance.now();
+    edit.changed = now;
+    edit.painted = null;
+    painted((then) => edit.changed === now && (edit.painted = then));
+    clearTimeout(edit.timer);
+    edit.timer = setTimeout(done, QUIET);
+  }
+
+  function done() {
+    if (edit.painted === null) {
+      edit.timer = setTimeout(done, QUIET);
+      return;
+    }
+    // Not the last request: Chromium asks for the icon again when the address changes.
+    const request = performance.getEntriesByType("resource").find((entry) => entry.initiatorType === "fetch");
+    edit.resolve({
+      dom: edit.changed - edit.begun,
+      paint: edit.painted - edit.begun,
+      round_trip: request.responseEnd - request.startTime,
+      after_answer: edit.changed - request.responseEnd,
+    });
+    edit = null;
+  }
+
+  addEventListener("DOMContentLoaded", () =>
+    new MutationObserver(changed).observe(document.querySelector(WATCHED), {
+      characterData: true,
+      childList: true,
+      subtree: true,
+    }),
+  );
+
+  // Called before the key is pressed; settled() then waits for what it did, in milliseconds.
+  probe.expect = () => {
+    performance.clearResourceTimings();
+    edit = {};
+    probe.settled = new Promise((resolve) => (edit.resolve = resolve));
+  };
+})();
