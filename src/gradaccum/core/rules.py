@@ -267,25 +267,23 @@ def short_last_group(facts: Facts) -> Finding | None:
     if not left or facts.training.updates == 0:
         return None
     batch = show_count(facts.sizes.effective_batch)
-    if facts.request.last_group == "step":
-        return Finding(
-            "GA007",
-            "note",
+    message, action = {
+        "step": (
             f"The last group of an epoch holds {show_count(left)} of {batch} samples.",
             f"As an update of its own it must be divided by what it holds, not by {show_count(steps)} micro-steps.",
-            "https://github.com/Lightning-AI/pytorch-lightning/issues/19987",
-        )
-    carried = facts.request.last_group == "carry"
-    return Finding(
-        "GA007",
-        "note",
-        f"{'Groups span epochs; when the run ends' if carried else 'At the end of each epoch'} {show_count(left)} "
-        f"samples fill no group of {batch}.",
-        "They make no update: the optimizer never sees them."
-        if carried
-        else "They are left out of that epoch; shuffle, so that it is not always them.",
-        "dataset_size modulo effective_batch",
-    )
+        ),
+        "drop": (
+            f"At the end of each epoch {show_count(left)} samples fill no group of {batch}.",
+            "They are left out of that epoch; shuffle, so that it is not always them.",
+        ),
+        "carry": (
+            f"Groups span epochs; when the run ends, {show_count(left)} samples fill no group of {batch}.",
+            "They make no update: the optimizer never sees them.",
+        ),
+    }[facts.request.last_group]
+    divided = "https://github.com/Lightning-AI/pytorch-lightning/issues/19987"
+    source = divided if facts.request.last_group == "step" else "dataset_size modulo effective_batch"
+    return Finding("GA007", "note", message, action, source)
 
 
 def not_the_big_batch(facts: Facts) -> Finding | None:
