@@ -1,0 +1,154 @@
+"""The page as a document: inputs left, results right. What it shows comes ready from the caller; it computes nothing.
+
+Every address in it is relative, so that the same text serves under any path.
+"""
+
+from __future__ import annotations
+
+from gradaccum.show.html import el
+from gradaccum.show.nearby import nearby_section
+from gradaccum.show.numbers import brief, drift_of, plural, signed
+from gradaccum.show.sections import (
+    algebra_section,
+    answer,
+    charts_section,
+    findings_section,
+    pinned,
+    run_section,
+    update_section,
+)
+from gradaccum.show.snippets import elsewhere_section, loop_section, settings_section
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gradaccum.core.plan import Plan
+    from gradaccum.errors import Problem
+    from gradaccum.show.html import Child, Markup
+    from gradaccum.show.nearby import Link
+
+PARTS = ("answer", "update", "nearby", "findings", "charts", "run", "loop", "settings", "algebra", "elsewhere")
+"""The results in their order; the script replaces those that changed."""
+
+
+def results(
+    plan: Plan,
+    link: Link,
+    values: Mapping[str, str],
+    strategy: str = "auto",
+    weighting: str = "auto",
+    names: Sequence[str] = (*PARTS, "pinned"),
+) -> dict[str, Markup]:
+    """The results, by the names of PARTS and "pinned", or those of `names`.
+
+    values: the inputs as written; strategy and weighting: which loop.
+    """
+    heading = el("h2", {"class": "unseen", "id": "the-plan", "tabindex": -1}, "The plan")
+    draw = {
+        "answer": lambda: answer(plan, heading),
+        "update": lambda: update_section(plan),
+        "nearby": lambda: nearby_section(plan, link),
+        "charts": lambda: charts_section(plan),
+        "findings": lambda: findings_section(plan),
+        "run": lambda: run_section(plan),
+        "loop": lambda: loop_section(plan, link, strategy, weighting),
+        "settings": lambda: settings_section(plan),
+        "algebra": lambda: algebra_section(plan),
+        "elsewhere": lambda: elsewhere_section(values),
+        "pinned": lambda: pinned(plan),
+    }
+    return {name: draw[name]() for name in names}
+
+
+def no_results(problems: Sequence[Problem], words: Sequence[Markup]) -> dict[str, Markup]:
+    """What stands in place of the results where the inputs give none: what is wrong, each with the way to its field."""
+    lines = [
+        el("li", None, message, None if not target else [" ", el("a", {"href": "#" + target}, "Go to the field")])
+        for message, target in zip(words, [problem.field for problem in problems])
+    ]
+    return {
+        "answer": el(
+            "section",
+            {"class": "part answer none"},
+            el("h2", {"id": "the-plan", "tabindex": -1}, "No plan yet"),
+            el("ul", None, lines),
+        ),
+        "pinned": el("a", {"href": "#results"}, "No plan yet: look at the inputs"),
+    }
+
+
+def title_of(plan: Plan) -> str:
+    """The document's title: the answer first, for tabs and bookmarks."""
+    off = "" if plan.is_exact else f" ({signed(drift_of(plan))})"
+    return f"{plural(plan.accum_steps, 'step')}, batch {brief(plan.effective_batch)}{off} \u00b7 gradaccum"
+
+
+def document(
+    title: str,
+    description: str,
+    form: Markup,
+    origin: Markup,
+    parts: Mapping[str, Markup],
+    query: str,
+    embed: bool,
+    assets: str,
+) -> str:
+    """The whole page. query: the permalink's; embed: without the frame around it; assets: where its files lie."""
+    return "<!DOCTYPE html>\n" + str(
+        el(
+            "html",
+            {"class": "embed" if embed else None, "lang": "en"},
+            el(
+                "head",
+                None,
+                el("meta", {"charset": "utf-8"}),
+                el("meta", {"content": "width=device-width, initial-scale=1", "name": "viewport"}),
+                el("meta", {"content": "light dark", "name": "color-scheme"}),
+                el("title", None, title),
+                el("meta", {"content": description, "name": "description"}),
+                el("link", {"href": assets + "icon.svg", "rel": "icon", "type": "image/svg+xml"}),
+                el("link", {"href": assets + "page.css", "rel": "stylesheet"}),
+                el("script", {"defer": True, "src": assets + "page.js"}),
+            ),
+            el("body", None, _header(query, embed), _main(form, origin, parts), _footer(parts)),
+        )
+    )
+
+
+def _header(query: str, embed: bool) -> Markup:
+    """The name and the way to the API; embedded, the heading alone, which only a screen reader meets."""
+    if embed:
+        return el("header", {"class": "unseen"}, el("h1", None, "gradaccum"))
+    return el(
+        "header",
+        None,
+        el(
+            "h1",
+            None,
+            el("a", {"class": "name", "href": "?"}, "gradaccum"),
+            " ",
+            el("span", {"class": "tagline"}, "From a target batch to a verified training step"),
+        ),
+        el(
+            "nav",
+            {"aria-label": "This plan elsewhere"},
+            el("a", {"href": "api/plan?" + query, "id": "json"}, "This plan as JSON"),
+            el("a", {"href": "openapi.json"}, "API"),
+        ),
+    )
+
+
+def _main(form: Markup, origin: Markup, parts: Mapping[str, Markup]) -> Markup:
+    shown: list[Child] = [el("div", {"id": "part-" + name}, parts.get(name)) for name in PARTS]
+    return el(
+        "main",
+        None,
+        el("div", {"class": "inputs"}, el("div", {"id": "part-origin"}, origin), form),
+        el("div", {"class": "results", "id": "results"}, shown),
+        el("p", {"class": "unseen", "id": "status", "role": "status"}),
+    )
+
+
+def _footer(parts: Mapping[str, Markup]) -> Markup:
+    return el("footer", {"class": "pinned", "id": "part-pinned"}, parts.get("pinned"))

@@ -1,0 +1,139 @@
+// Every edit updates the results at once; without this script a submit gives the same page.
+// Numbers stay text here: Python has read and written them, and some are larger than a script can hold.
+
+const form = document.getElementById("inputs");
+const results = document.getElementById("results");
+const pinned = document.getElementById("part-pinned");
+const status = document.getElementById("status");
+const shown = new Map(); // part -> the HTML it shows, so that only what changed is touched
+let pending = new AbortController();
+let here = location.search; // what the address bar asks
+let quiet = 0;
+
+document.documentElement.classList.add("live");
+
+// What an edit changes, from the server: the one place that knows where answers come from.
+async function ask(query, signal) {
+  const response = await fetch("live?" + query, { signal });
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  return response.json();
+}
+
+// Ask, and show the answer unless a later edit has asked since. `remember` puts it into the address bar.
+async function update(query, { fill = false, remember = "replaceState" } = {}) {
+  pending.abort();
+  pending = new AbortController();
+  const { signal } = pending;
+  try {
+    const answer = await ask(query, signal);
+    if (signal.aborted) return;
+    if (fill && answer.values) fillFields(answer.values);
+    showRemarks(answer);
+    if (answer.ok) {
+      showResults(answer.results);
+      document.title = answer.title;
+      if (remember) history[remember](null, "", "?" + answer.query);
+      here = location.search;
+      const json = document.getElementById("json"); // not there when embedded
+      if (json) json.href = "api/plan?" + answer.query;
+    }
+    announce(answer.summary);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    markStale(true);
+    announce("No answer: is the server still running?");
+  }
+}
+
+function showRemarks({ ok, errors, echoes }) {
+  for (const element of form.querySelectorAll(".error, .echo")) {
+    const [name, kind] = element.id.split("-");
+    const text = kind === "error" ? errors[name] || "" : echoes[name] || "";
+    if (kind === "echo") element.textContent = text;
+    else if (element.innerHTML !== text) element.innerHTML = text;
+  }
+  for (const control of form.querySelectorAll("[id][name]:not([type=radio])")) {
+    if (!(control.name in errors)) {
+      control.removeAttribute("aria-invalid");
+      continue;
+    }
+    control.setAttribute("aria-invalid", "true");
+    openAround(control);
+  }
+  markStale(!ok);
+}
+
+function showResults(parts) {
+  for (const [name, html] of Object.entries(parts)) {
+    if (shown.get(name) === html) continue;
+    shown.set(name, html);
+    const place = document.getElementById("part-" + name);
+    const inside = place.contains(document.activeElement);
+    const folds = place.querySelector("details");
+    const open = place.querySelector("details[open]")?.id;
+    place.innerHTML = html;
+    if (folds && (!open || document.getElementById(open))) {
+      for (const each of place.querySelectorAll("details")) each.open = each.id === open; // as it was
+    }
+    if (inside) document.getElementById("the-plan").focus({ preventScroll: true });
+  }
+}
+
+function markStale(stale) {
+  results.classList.toggle("stale", stale);
+  pinned.classList.toggle("stale", stale);
+}
+
+function fillFields(values) {
+  for (const [name, value] of Object.entries(values)) {
+    const control = form.elements[name];
+    if (!control) continue;
+    const changed = control.value !== value;
+    control.value = value; // of radio buttons too: their group takes it
+    if (changed && value) openAround(form.querySelector(`[name="${name}"]`));
+  }
+}
+
+function openAround(element) {
+  const group = element?.closest("details.group");
+  if (group) group.open = true;
+}
+
+function announce(text) {
+  clearTimeout(quiet);
+  quiet = setTimeout(() => (status.textContent = text), 500);
+}
+
+const typed = () => update(new URLSearchParams(new FormData(form)).toString());
+form.addEventListener("input", typed);
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  typed();
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-apply]");
+  if (link && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
+    event.preventDefault();
+    update(link.search.slice(1), { fill: true, remember: "pushState" });
+  }
+  const button = event.target.closest("button.copy");
+  if (button) copy(button);
+});
+
+async function copy(button) {
+  const text = button.parentElement.querySelector("code").textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    announce("Copied");
+  } catch {
+    getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+    button.textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+window.addEventListener("popstate", () => {
+  if (location.search !== here) update(location.search.slice(1), { fill: true, remember: "" }); // else a jump on the page
+});

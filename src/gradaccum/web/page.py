@@ -1,0 +1,283 @@
+"""From a query string to the page, and to what an edit changes: the whole glue, without a server.
+
+`render_page` and `render_live` need no web package, so that whatever can run this package can show the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradaccum.catalog.runs import find_run, published_runs
+from gradaccum.core.fields import COUNT, FIELDS, RATIO
+from gradaccum.core.plan import make_plan
+from gradaccum.core.query import MAX_QUERY, parse_query, to_query, with_defaults
+from gradaccum.core.request import over_preset, read_inputs
+from gradaccum.errors import InputError, Problem
+from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
+from gradaccum.show.html import EMPTY, fragment
+from gradaccum.show.numbers import brief
+from gradaccum.show.page import document, no_results, results, title_of
+from gradaccum.show.sections import summary
+from gradaccum.show.snippets import STRATEGIES, WEIGHTINGS
+from gradaccum.units import quote, read_count, read_ratio, show_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gradaccum.catalog.runs import PublishedRun
+    from gradaccum.core.fields import Field
+    from gradaccum.core.plan import Plan
+    from gradaccum.show.html import Markup
+
+VIEW = ("preset", "loop", "weighting", "embed")
+"""Query parameters that are no inputs: where the inputs start from, and how the page shows the plan."""
+
+KEPT = {
+    "loop": tuple(name for name, _ in STRATEGIES),
+    "weighting": tuple(name for name, _ in WEIGHTINGS),
+    "embed": ("1",),
+}
+"""The values of VIEW that a permalink carries on; others change nothing."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query asks and what came of it: a plan, or the problems that prevent one.
+
+    values: every input's text, presets and the page's defaults merged in. view: the parameters of VIEW.
+    """
+
+    values: dict[str, str]
+    view: dict[str, str]
+    run: PublishedRun | None
+    plan: Plan | None
+    problems: tuple[Problem, ...]
+
+    def link(self, changes: Mapping[str, str]) -> str:
+        """The page's address with some inputs or parameters of VIEW changed; "" clears one."""
+        return "?" + self.query(changes)
+
+    def query(self, changes: Mapping[str, str] | None = None) -> str:
+        """The shortest query string that asks the same."""
+        changes = changes or {}
+        values, view = dict(self.values), dict(self.view)
+        for name in changes:
+            (view if name in VIEW else values)[name] = changes[name]
+        kept = [f"{name}={view[name]}" for name in VIEW[1:] if view.get(name) in KEPT[name]]
+        if self.run and values == inputs_of(self.run, {}):
+            return "&".join(["preset=" + self.run.id, *kept])
+        query = to_query(values)
+        return "&".join(([query] if query else []) + kept)
+
+
+def read(query: str) -> tuple[dict[str, str], dict[str, str], PublishedRun | None, list[Problem]]:
+    """Every input's text, the parameters of VIEW, the published run to start from, and what is wrong with the query."""
+    given, problems = _parsed(query)
+    view = {name: given[name].strip() for name in VIEW if name in given}
+    own = {name: text for name, text in given.items() if name not in VIEW}
+    run = None
+    if view.get("preset"):
+        try:
+            run = find_run(view["preset"])
+        except InputError as error:
+            problems.extend(error.problems)
+    if view.get("embed", "") not in ("", "0", "1"):
+        problems.append(Problem("embed", f"is 1 or 0, not {quote(view['embed'])}", ["1"]))
+    values = inputs_of(run, own) if run else with_defaults(_in_tokens(own))
+    return values, view, run, problems
+
+
+def answer(query: str) -> Answer:
+    """What the query asks, and its plan. A wrong query makes no exception: every problem is in the answer."""
+    values, view, run, problems = read(query)
+    plan = None
+    try:
+        plan = make_plan(read_inputs(values))
+    except InputError as error:
+        problems.extend(error.problems)
+    return Answer(values, view, run, None if problems else plan, _merged(problems))
+
+
+def inputs_of(run: PublishedRun, own: Mapping[str, str]) -> dict[str, str]:
+    """The inputs of a published run under a person's own; what stands there blank is blank on purpose."""
+    values = {name: str(value) for name, value in over_preset(run.inputs(), _in_tokens(own)).items()}
+    for name, text in own.items():
+        if not text.strip():
+            values[name] = ""
+    if not run.missing and "sequence_length" not in values:
+        values["sequence_length"] = ""  # its batches are not counted in tokens: the page's default would invent some
+    return with_defaults(values)
+
+
+def render_page(query: str, assets: str = "static/") -> str:
+    """The whole page as HTML. query: without the "?"; assets: where its stylesheet, script and icon lie."""
+    asked = answer(query)
+    parts, errors = _parts(asked), _errors(asked)
+    return document(
+        title_of(asked.plan) if asked.plan else "No plan yet \u00b7 gradaccum",
+        summary(asked.plan) if asked.plan else "The inputs give no plan.",
+        form(_shown(asked), errors, _echoes(asked), _hidden(asked), _presets(asked)),
+        _origin(asked),
+        parts,
+        asked.query(),
+        asked.view.get("embed") == "1",
+        assets,
+    )
+
+
+def render_live(query: str) -> dict[str, object]:
+    """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
+
+    ok; errors and echoes by field; query: the permalink's; values: the text of each field, and of the hidden ones.
+    Where ok: results by part, title, and summary for a screen reader. Else summary says what is wrong.
+    """
+    asked = answer(query)
+    errors = {name: str(words) for name, words in _errors(asked).items()}
+    live: dict[str, object] = {
+        "ok": asked.plan is not None,
+        "errors": errors,
+        "echoes": _echoes(asked),
+        "query": asked.query(),
+    }
+    if asked.plan is None:
+        live["summary"] = " ".join(str(problem) for problem in asked.problems)
+        return live
+    values = _shown(asked)
+    for name, value in _hidden(asked):
+        values[name] = value
+    live["values"] = values
+    parts = _parts(asked)
+    parts["origin"] = _origin(asked)
+    live["results"] = {name: str(part) for name, part in parts.items()}
+    live["title"] = title_of(asked.plan)
+    live["summary"] = summary(asked.plan)
+    return live
+
+
+def _parsed(query: str) -> tuple[dict[str, str], list[Problem]]:
+    """What can be read of a query, and what is wrong with the rest."""
+    try:
+        return parse_query(query, VIEW), []
+    except InputError as error:
+        problems = list(error.problems)
+    values: dict[str, str] = {}
+    if len(query) <= MAX_QUERY:
+        for pair in query.split("&"):
+            try:
+                for name, text in parse_query(pair, VIEW).items():
+                    values.setdefault(name, text)
+            except InputError:
+                continue  # it is among the problems
+    return values, problems
+
+
+def _merged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """One problem for each field: the messages of several become one."""
+    found: list[Problem] = []
+    for problem in problems:
+        for index, other in enumerate(found):
+            if other.field == problem.field:
+                message = other.message if problem.message in other.message else f"{other.message}; {problem.message}"
+                nearest = list(other.nearest) + [each for each in problem.nearest if each not in other.nearest]
+                found[index] = Problem(problem.field, message, nearest)
+                break
+        else:
+            found.append(problem)
+    return tuple(found)
+
+
+def _in_tokens(values: Mapping[str, str]) -> dict[str, str]:
+    """A target written as `4M tokens` under the name that it has."""
+    changed = dict(values)
+    text = changed.get("target_batch", "").strip()
+    for ending in ("tokens", "tok"):
+        if text.lower().endswith(ending) and not changed.get("target_tokens", "").strip():
+            changed["target_tokens"] = text[: -len(ending)].strip()
+            del changed["target_batch"]
+            break
+    return changed
+
+
+def _parts(asked: Answer) -> dict[str, Markup]:
+    if asked.plan is None:
+        return no_results(asked.problems, [error_words(problem, asked.link) for problem in asked.problems])
+    view = asked.view
+    return results(asked.plan, asked.link, asked.values, view.get("loop") or "auto", view.get("weighting") or "auto")
+
+
+def _shown(asked: Answer) -> dict[str, str]:
+    """The text of each field of the form."""
+    texts = {spec.name: asked.values.get(spec.name) or default_text(spec) for spec in FIELDS}
+    tokens = asked.values.get("target_tokens", "").strip()
+    if tokens and not texts["target_batch"]:
+        texts["target_batch"] = tokens + " tokens"
+    return {name: text for name, text in texts.items() if name not in SHOWN_IN}
+
+
+def _hidden(asked: Answer) -> list[tuple[str, str]]:
+    return [(name, asked.view[name] if asked.view.get(name) in KEPT[name] else "") for name in VIEW[1:]]
+
+
+def _errors(asked: Answer) -> dict[str, Markup]:
+    """What is wrong, by the field beside which it stands; WHOLE for what belongs to none."""
+    found: dict[str, list[Markup]] = {}
+    fields = [spec.name for spec in FIELDS]
+    for problem in asked.problems:
+        place = SHOWN_IN.get(problem.field, problem.field if problem.field in fields else WHOLE)
+        found.setdefault(place, []).append(error_words(problem, asked.link))
+    return {name: fragment([[" ", words] for words in several]) for name, several in found.items()}
+
+
+def _echoes(asked: Answer) -> dict[str, str]:
+    """How a text was understood where it is not plain, and what was found for a field that was left blank."""
+    echoes: dict[str, str] = {}
+    for spec in FIELDS:
+        text = asked.values.get(spec.name, "").strip()
+        if not text or spec.kind not in (COUNT, RATIO):
+            continue
+        try:
+            understood = _understood(spec, text)
+        except InputError:
+            continue
+        if understood != text and (spec.kind == RATIO or len(text) > 4 or understood.replace(",", "") != text):
+            echoes[spec.name] = "= " + understood
+        if spec.name in SHOWN_IN:
+            echoes[SHOWN_IN[spec.name]] = f"= {understood} tokens"
+    plan = asked.plan
+    if plan and plan.solved_for == "target_batch":
+        echoes["target_batch"] = f"found: {brief(plan.effective_batch)}"
+    elif plan and plan.solved_for == "num_gpus":
+        echoes["num_gpus"] = f"found: {brief(plan.num_gpus)}"
+    if plan and plan.request.micro_batch is None:
+        echoes["micro_batch"] = f"found: {brief(plan.micro_batch)}"
+    return echoes
+
+
+def _understood(spec: Field, text: str) -> str:
+    """The number that was read; of one too long to be compared by eye, how long it is."""
+    if spec.kind == RATIO:
+        return str(read_ratio(text))
+    count = read_count(text)
+    return show_count(count) if count < 10**15 else f"{brief(count)}, {len(str(count))} digits"
+
+
+def _presets(asked: Answer) -> Markup:
+    """Links to the runs that publish all that a plan needs."""
+    embed = "&embed=1" if asked.view.get("embed") == "1" else ""
+    rows = []
+    for run in published_runs():
+        if run.missing:
+            continue
+        inputs = run.inputs()
+        target = inputs.get("target_batch") or inputs["target_tokens"]
+        words = f"{brief(inputs['micro_batch'])} on {brief(inputs['num_gpus'])} GPUs, target {brief(target)}"
+        rows.append((f"?preset={run.id}{embed}", run.name, words))
+    return presets(rows)
+
+
+def _origin(asked: Answer) -> Markup:
+    run = asked.run
+    if run is None:
+        return EMPTY
+    return origin(run.name, run.source, run.url, run.checked, run.notes, run.missing)
