@@ -272,7 +272,7 @@ def _decimal_exponent(numerator: int, denominator: int) -> int:
 
 def _at_least_power(numerator: int, denominator: int, power: int) -> bool:
     """numerator / denominator >= 10 ** power."""
-    return numerator * 10 ** max(-power, 0) >= denominator * 10 ** max(power, 0)
+    return bool(numerator * 10 ** max(-power, 0) >= denominator * 10 ** max(power, 0))
 
 
 def show_bytes(count: int) -> str:

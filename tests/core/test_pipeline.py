@@ -13,7 +13,7 @@ import gradaccum
 
 def idle_share(stages: int, micro_batches: int) -> Fraction:
     """GPipe: stage s can run micro-batch b one tick after stage s - 1 did. Backward mirrors it."""
-    finish = {}
+    finish: dict[tuple[int, int], int] = {}
     for batch in range(micro_batches):
         for stage in range(stages):
             ready = max(finish.get((stage - 1, batch), 0), finish.get((stage, batch - 1), 0))

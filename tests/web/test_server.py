@@ -241,6 +241,7 @@ def encoded(name, value):
     return quote(name) + "=" + quote(value, errors="surrogateescape")
 
 
+@pytest.mark.slow  # every value in every field on every route
 @pytest.mark.parametrize("what", VALUES)
 @pytest.mark.parametrize("route", ROUTES)
 def test_hostile_values_are_answered_and_never_echoed_as_markup(client, route, what):
