@@ -5,14 +5,14 @@ from __future__ import annotations
 import gradaccum
 from gradaccum.errors import Problem
 from gradaccum.show.html import EMPTY, el, fragment
-from gradaccum.show.page import PARTS, document, no_results, results, title_of
+from gradaccum.show.page import FIRST, REST, document, first_results, no_results, rest_results, title_of
 from tests.show.markup import parse, words
 
 PLAN = gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=500, sequence_length=2048)
 
 
 def page(embed=False, **changes):
-    parts = results(PLAN, lambda changes: "?", {})
+    parts = {**first_results(PLAN, lambda changes: "?"), **rest_results(PLAN, lambda changes: "?", {})}
     given = {"form": el("form", None), "origin": EMPTY, "parts": parts, "query": "micro_batch=3", **changes}
     return document("A <title>", 'what "it" says', embed=embed, assets="files/", **given)
 
@@ -25,7 +25,7 @@ def test_it_is_a_whole_document_with_one_heading_and_one_main():
     assert words(root.find("html/head/title")) == "A <title>"
     assert len(list(root.iter("h1"))) == len(list(root.iter("main"))) == 1
     order = [each.get("id")[5:] for each in root.iter("div") if each.get("id", "").startswith("part-")]
-    assert order == ["origin", *PARTS]
+    assert order == ["origin", *FIRST, *REST]
     ids = [each.get("id") for each in root.iter() if each.get("id")]
     assert len(ids) == len(set(ids))
 

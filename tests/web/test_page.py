@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradaccum.core.fields import NAME_OF
-from gradaccum.web.page import answer, render_live, render_page
+from gradaccum.web.page import answer, render_live, render_page, render_rest
 from tests.show.markup import having, parse, the, words
 
 
@@ -164,8 +164,12 @@ def test_a_live_answer_is_json_without_numbers():
 def test_a_live_answer_holds_the_parts_of_the_page(query):
     page = render_page(query)
     live = render_live(query)
-    for name, part in live["results"].items():
+    parts = {**live["results"], **render_rest(query)["results"]}
+    for name, part in parts.items():
         assert part in page, name
+    assert {"part-" + name for name in parts} == {
+        each.get("id") for each in tree(query).iter() if each.get("id", "").startswith("part-")
+    }
     assert f"<title>{live['title']}</title>" in page
     sent = fields(tree(query))
     assert {name: value for name, value in live["values"].items() if name in sent} == sent
@@ -195,6 +199,7 @@ def test_a_wrong_query_says_what_and_where(query, field, message):
     live = render_live(query)
     assert live["ok"] is False
     assert "results" not in live
+    assert render_rest(query) == {"ok": False}
     assert list(live["errors"]) == [field]
     assert message in words(parse(live["errors"][field]))
     assert message in words(the(tree(query), "results"))

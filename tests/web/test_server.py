@@ -14,7 +14,7 @@ from gradaccum.core.fields import FIELDS
 from gradaccum.web.openapi import openapi
 from gradaccum.web.server import ASSETS, create_app
 
-ROUTES = ["/", "/live", "/api/plan", "/api/table"]
+ROUTES = ["/", "/live", "/live/rest", "/api/plan", "/api/table"]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_pages_files_are_asked_for_again_and_kept(client, name):
     answer = client.get(f"/static/{name}")
     assert len(answer.content) > 100
     assert answer.headers["content-type"].split(";")[0] == ASSETS[name][1]
-    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["cache-control"] == ("max-age=3600" if name == "icon.svg" else "no-cache")
     again = client.get(f"/static/{name}", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert client.get(f"/static/{name}", headers={"If-None-Match": '"other"'}).status_code == 200

@@ -28,37 +28,35 @@ if TYPE_CHECKING:
     from gradaccum.show.html import Child, Markup
     from gradaccum.show.nearby import Link
 
-PARTS = ("answer", "update", "nearby", "findings", "charts", "run", "loop", "settings", "algebra", "elsewhere")
-"""The results in their order; the script replaces those that changed."""
+FIRST = ("answer", "update", "nearby", "findings")
+"""The results that a person looks at first, in their order on the page."""
+REST = ("charts", "run", "loop", "settings", "algebra", "elsewhere")
+"""Those below the first screen: an edit need not wait for them."""
 
 
-def results(
-    plan: Plan,
-    link: Link,
-    values: Mapping[str, str],
-    strategy: str = "auto",
-    weighting: str = "auto",
-    names: Sequence[str] = (*PARTS, "pinned"),
-) -> dict[str, Markup]:
-    """The results, by the names of PARTS and "pinned", or those of `names`.
-
-    values: the inputs as written; strategy and weighting: which loop.
-    """
-    heading = el("h2", {"class": "unseen", "id": "the-plan", "tabindex": -1}, "The plan")
-    draw = {
-        "answer": lambda: answer(plan, heading),
-        "update": lambda: update_section(plan),
-        "nearby": lambda: nearby_section(plan, link),
-        "charts": lambda: charts_section(plan),
-        "findings": lambda: findings_section(plan),
-        "run": lambda: run_section(plan),
-        "loop": lambda: loop_section(plan, link, strategy, weighting),
-        "settings": lambda: settings_section(plan),
-        "algebra": lambda: algebra_section(plan),
-        "elsewhere": lambda: elsewhere_section(values),
-        "pinned": lambda: pinned(plan),
+def first_results(plan: Plan, link: Link) -> dict[str, Markup]:
+    """The parts of FIRST, and "pinned"."""
+    return {
+        "answer": answer(plan, el("h2", {"class": "unseen", "id": "the-plan", "tabindex": -1}, "The plan")),
+        "update": update_section(plan),
+        "nearby": nearby_section(plan, link),
+        "findings": findings_section(plan),
+        "pinned": pinned(plan),
     }
-    return {name: draw[name]() for name in names}
+
+
+def rest_results(
+    plan: Plan, link: Link, values: Mapping[str, str], strategy: str = "auto", weighting: str = "auto"
+) -> dict[str, Markup]:
+    """The parts of REST. values: the inputs as written; strategy, weighting: which loop."""
+    return {
+        "charts": charts_section(plan),
+        "run": run_section(plan),
+        "loop": loop_section(plan, link, strategy, weighting),
+        "settings": settings_section(plan),
+        "algebra": algebra_section(plan),
+        "elsewhere": elsewhere_section(values),
+    }
 
 
 def no_results(problems: Sequence[Problem], words: Sequence[Markup]) -> dict[str, Markup]:
@@ -109,7 +107,7 @@ def document(
                 el("meta", {"content": description, "name": "description"}),
                 el("link", {"href": assets + "icon.svg", "rel": "icon", "type": "image/svg+xml"}),
                 el("link", {"href": assets + "page.css", "rel": "stylesheet"}),
-                el("script", {"defer": True, "src": assets + "page.js"}),
+                el("script", {"src": assets + "page.js", "type": "module"}),
             ),
             el("body", None, _header(query, embed), _main(form, origin, parts), _footer(parts)),
         )
@@ -140,7 +138,7 @@ def _header(query: str, embed: bool) -> Markup:
 
 
 def _main(form: Markup, origin: Markup, parts: Mapping[str, Markup]) -> Markup:
-    shown: list[Child] = [el("div", {"id": "part-" + name}, parts.get(name)) for name in PARTS]
+    shown: list[Child] = [el("div", {"id": "part-" + name}, parts.get(name)) for name in FIRST + REST]
     return el(
         "main",
         None,

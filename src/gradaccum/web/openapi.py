@@ -134,7 +134,7 @@ def _choice() -> Schema:
 
 
 def _table() -> Schema:
-    return _object({"schema_version": {"const": 1}, "rows": _list(_choice())})
+    return _object({"schema_version": {"const": 1}, "total": {"type": "integer"}, "rows": _list(_choice())})
 
 
 def _errors() -> Schema:

@@ -1,6 +1,8 @@
 // Every edit updates the results at once; without this script a submit gives the same page.
 // Numbers stay text here: Python has read and written them, and some are larger than a script can hold.
 
+import { ask } from "./ask.js"; // asks the server; the page without one has another file of this name
+
 const form = document.getElementById("inputs");
 const results = document.getElementById("results");
 const pinned = document.getElementById("part-pinned");
@@ -9,15 +11,9 @@ const shown = new Map(); // part -> the HTML it shows, so that only what changed
 let pending = new AbortController();
 let here = location.search; // what the address bar asks
 let quiet = 0;
+let settling = 0;
 
 document.documentElement.classList.add("live");
-
-// What an edit changes, from the server: the one place that knows where answers come from.
-async function ask(query, signal) {
-  const response = await fetch("live?" + query, { signal });
-  if (!response.ok) throw new Error(`the server answered ${response.status}`);
-  return response.json();
-}
 
 // Ask, and show the answer unless a later edit has asked since. `remember` puts it into the address bar.
 async function update(query, { fill = false, remember = "replaceState" } = {}) {
@@ -25,19 +21,10 @@ async function update(query, { fill = false, remember = "replaceState" } = {}) {
   pending = new AbortController();
   const { signal } = pending;
   try {
-    const answer = await ask(query, signal);
-    if (signal.aborted) return;
-    if (fill && answer.values) fillFields(answer.values);
-    showRemarks(answer);
-    if (answer.ok) {
-      showResults(answer.results);
-      document.title = answer.title;
-      if (remember) history[remember](null, "", "?" + answer.query);
-      here = location.search;
-      const json = document.getElementById("json"); // not there when embedded
-      if (json) json.href = "api/plan?" + answer.query;
+    for await (const answer of ask(query, signal, painted)) {
+      if (signal.aborted) return;
+      show(answer, fill, remember);
     }
-    announce(answer.summary);
   } catch (error) {
     if (error.name === "AbortError") return;
     markStale(true);
@@ -45,12 +32,45 @@ async function update(query, { fill = false, remember = "replaceState" } = {}) {
   }
 }
 
+// An answer may come in pieces, what is looked at first before the rest.
+function show({ ok, errors, echoes, values, results, title, query, summary }, fill, remember) {
+  if (fill && values) fillFields(values);
+  if (errors) showRemarks({ ok, errors, echoes });
+  if (results) showResults(results);
+  if (title) {
+    document.title = title;
+    address(query, remember);
+  }
+  if (summary) announce(summary);
+}
+
+// The address follows a moment after the last edit: writing it costs a layout, and browsers bound how often it may be.
+function address(query, remember) {
+  clearTimeout(settling);
+  const json = document.getElementById("json"); // not there when embedded
+  if (json) json.href = "api/plan?" + query;
+  const write = () => {
+    if (remember) history[remember](null, "", "?" + query);
+    here = location.search;
+    tell();
+  };
+  remember === "replaceState" ? (settling = setTimeout(write, 250)) : write();
+}
+
+// In an iframe: the page around it may follow the query and the height.
+function tell() {
+  if (parent === window) return;
+  const height = document.documentElement.offsetHeight;
+  parent.postMessage({ queryString: location.search.slice(1), height }, "*");
+}
+
 function showRemarks({ ok, errors, echoes }) {
   for (const element of form.querySelectorAll(".error, .echo")) {
     const [name, kind] = element.id.split("-");
     const text = kind === "error" ? errors[name] || "" : echoes[name] || "";
+    if (element.innerHTML === text) continue;
     if (kind === "echo") element.textContent = text;
-    else if (element.innerHTML !== text) element.innerHTML = text;
+    else element.innerHTML = text;
   }
   for (const control of form.querySelectorAll("[id][name]:not([type=radio])")) {
     if (!(control.name in errors)) {
@@ -73,10 +93,14 @@ function showResults(parts) {
     const open = place.querySelector("details[open]")?.id;
     place.innerHTML = html;
     if (folds && (!open || document.getElementById(open))) {
-      for (const each of place.querySelectorAll("details")) each.open = each.id === open; // as it was
+      for (const each of place.querySelectorAll("details")) each.toggleAttribute("open", each.id === open); // as it was
     }
     if (inside) document.getElementById("the-plan").focus({ preventScroll: true });
   }
+}
+
+function painted() {
+  return new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 }
 
 function markStale(stale) {
@@ -137,3 +161,5 @@ async function copy(button) {
 window.addEventListener("popstate", () => {
   if (location.search !== here) update(location.search.slice(1), { fill: true, remember: "" }); // else a jump on the page
 });
+
+new ResizeObserver(tell).observe(document.body);

@@ -1,6 +1,6 @@
 """From a query string to the page, and to what an edit changes: the whole glue, without a server.
 
-`render_page` and `render_live` need no web package, so that whatever can run this package can show the page.
+`render_page`, `render_live` and `render_rest` need no web package: whatever runs this package can show the page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
 from gradaccum.show.html import EMPTY, fragment
 from gradaccum.show.numbers import brief
-from gradaccum.show.page import document, no_results, results, title_of
+from gradaccum.show.page import document, first_results, no_results, rest_results, title_of
 from gradaccum.show.sections import summary
 from gradaccum.show.snippets import STRATEGIES, WEIGHTINGS
 from gradaccum.units import quote, read_count, read_ratio, show_count
@@ -129,8 +129,8 @@ def render_page(query: str, assets: str = "static/") -> str:
 def render_live(query: str) -> dict[str, object]:
     """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
 
-    ok; errors and echoes by field; query: the permalink's; values: the text of each field, and of the hidden ones.
-    Where ok: results by part, title, and summary for a screen reader. Else summary says what is wrong.
+    ok; errors and echoes by field; query: the permalink's; summary: for a screen reader. Where ok also values, the
+    text of each field and of the hidden ones; results by part, those of the first screen; title.
     """
     asked = answer(query)
     errors = {name: str(words) for name, words in _errors(asked).items()}
@@ -147,12 +147,20 @@ def render_live(query: str) -> dict[str, object]:
     for name, value in _hidden(asked):
         values[name] = value
     live["values"] = values
-    parts = _parts(asked)
+    parts = first_results(asked.plan, asked.link)
     parts["origin"] = _origin(asked)
     live["results"] = {name: str(part) for name, part in parts.items()}
     live["title"] = title_of(asked.plan)
     live["summary"] = summary(asked.plan)
     return live
+
+
+def render_rest(query: str) -> dict[str, object]:
+    """The results below the first screen, for the same query: ok, and results by part where it is."""
+    asked = answer(query)
+    if asked.plan is None:
+        return {"ok": False}
+    return {"ok": True, "results": {name: str(part) for name, part in _rest(asked, asked.plan).items()}}
 
 
 def _parsed(query: str) -> tuple[dict[str, str], list[Problem]]:
@@ -200,10 +208,15 @@ def _in_tokens(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parts(asked: Answer) -> dict[str, Markup]:
+    """All results of the page, or what stands in their place."""
     if asked.plan is None:
         return no_results(asked.problems, [error_words(problem, asked.link) for problem in asked.problems])
-    view = asked.view
-    return results(asked.plan, asked.link, asked.values, view.get("loop") or "auto", view.get("weighting") or "auto")
+    return {**first_results(asked.plan, asked.link), **_rest(asked, asked.plan)}
+
+
+def _rest(asked: Answer, plan: Plan) -> dict[str, Markup]:
+    strategy, weighting = asked.view.get("loop") or "auto", asked.view.get("weighting") or "auto"
+    return rest_results(plan, asked.link, asked.values, strategy, weighting)
 
 
 def _shown(asked: Answer) -> dict[str, str]:

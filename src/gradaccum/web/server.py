@@ -1,7 +1,7 @@
 """The Starlette app: the page, what an edit changes, and the JSON API, all over `page.answer`.
 
     GET /             the page                        GET /api/plan     one plan as JSON
-    GET /live         what an edit changes            GET /api/table    a bounded sweep as JSON
+    GET /live[/rest]  what an edit changes            GET /api/table    a bounded sweep as JSON
     GET /static/...   stylesheet, script, icon        GET /openapi.json, /healthz
 
 GET and HEAD alone; no state, no cookie, no log. Every answer carries a strict Content-Security-Policy, and a request
@@ -26,7 +26,7 @@ from gradaccum.core.plan import SCHEMA_VERSION
 from gradaccum.core.sweep import sweep
 from gradaccum.errors import InputError
 from gradaccum.web.openapi import openapi
-from gradaccum.web.page import answer, read, render_live, render_page
+from gradaccum.web.page import answer, read, render_live, render_page, render_rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ASSETS = {
     "page.css": ("show", "text/css"),
     "page.js": ("web", "text/javascript"),
+    "ask.js": ("web", "text/javascript"),
     "icon.svg": ("web", "image/svg+xml"),
 }
 """The page's files, the room that each lies in, and its media type."""
@@ -51,6 +52,9 @@ POLICY = (
 FRESH = {"Cache-Control": "no-cache"}
 """A browser may keep it, and asks again each time: a new version of the package shows at once."""
 
+KEPT = {"Cache-Control": "max-age=3600"}
+"""The icon, which a browser would else ask for whenever the address changes."""
+
 
 def create_app(hosts: Collection[str] = LOOPBACK) -> Starlette:
     """The app. hosts: the names and addresses that it answers to, whatever the port; "*" is any address, no name."""
@@ -58,6 +62,7 @@ def create_app(hosts: Collection[str] = LOOPBACK) -> Starlette:
         routes=[
             Route("/", _page),
             Route("/live", _live),
+            Route("/live/rest", _rest),
             Route("/api/plan", _plan),
             Route("/api/table", _table),
             Route("/openapi.json", _openapi),
@@ -77,6 +82,10 @@ async def _live(request: Request) -> Response:
     return JSONResponse(render_live(request.url.query))
 
 
+async def _rest(request: Request) -> Response:
+    return JSONResponse(render_rest(request.url.query))
+
+
 async def _plan(request: Request) -> Response:
     asked = answer(request.url.query)
     return _wrong(InputError(*asked.problems)) if asked.plan is None else JSONResponse(asked.plan.to_dict())
@@ -91,7 +100,8 @@ def _table(request: Request) -> Response:
         rows = sweep(values)
     except InputError as error:
         return _wrong(error)
-    return JSONResponse({"schema_version": SCHEMA_VERSION, "rows": [row.to_dict() for row in rows]})
+    found = [row.to_dict() for row in rows]
+    return JSONResponse({"schema_version": SCHEMA_VERSION, "total": len(found), "rows": found})
 
 
 async def _openapi(request: Request) -> Response:
@@ -116,7 +126,10 @@ def _asset(room: str, name: str, kind: str) -> Callable[[Request], Awaitable[Res
     """The endpoint of one file, which is read once. A browser that holds this version is told so."""
     with open(os.path.join(os.path.dirname(os.path.dirname(__file__)), room, name), "rb") as file:
         content = file.read()
-    headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:16]}"', **FRESH}
+    headers = {
+        "ETag": f'"{hashlib.sha256(content).hexdigest()[:16]}"',
+        **(KEPT if name == "icon.svg" else FRESH),
+    }
 
     async def send(request: Request) -> Response:
         if headers["ETag"] in request.headers.get("If-None-Match", ""):

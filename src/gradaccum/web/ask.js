@@ -1,0 +1,14 @@
+// Where answers come from: the server. First what a person looks at; once that is painted, the rest of the results.
+
+export async function* ask(query, signal, painted) {
+  const first = await get("live?" + query, signal);
+  yield first;
+  await painted();
+  if (first.ok && !signal.aborted) yield await get("live/rest?" + query, signal);
+}
+
+async function get(address, signal) {
+  const response = await fetch(address, { signal });
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  return response.json();
+}
