@@ -111,7 +111,8 @@ def main() -> None:
         EVENT_TO_DOM: _column(edits, "dom"),
         "edit: the request": _column(edits, "round_trip"),
         "edit: the script, after the answer": _column(edits, "after_answer"),
-        "edit: event to paint": _column(edits, "paint"),
+        "edit: event to the last part of the page": _column(edits, "whole"),
+        "edit: event to paint of all of it": _column(edits, "paint"),
         "first visit: first result painted": _column(visits, "visible"),
         "server: start to whole page": {name: [1000 * each for each in starts[name]] for name in starts},
     }
@@ -161,7 +162,7 @@ class Editor:
         self._keys = ((field, key) for field in itertools.cycle(fields) for key in (next(digits), "Backspace"))
 
     def edit(self) -> Sample:
-        """Milliseconds from the input event to the last change of the results, and to the frame that shows it."""
+        """Milliseconds from the input event to the new answer, to the last change, and to the frame that shows it."""
         field, key = next(self._keys)
         self._page.focus(f"#{field}")
         self._page.keyboard.press("End")

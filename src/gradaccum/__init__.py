@@ -56,8 +56,8 @@ def plan(*, preset: str | None = None, **inputs: Unpack[Inputs]) -> Plan:
     """The plan for one update: accumulation steps, the batch that you really get, and what to know about it.
 
     Of target_batch (or target_tokens), micro_batch, num_gpus and accum_steps give three, and the fourth is solved for.
-    Values are integers, or text such as `4M`; README lists every input. `preset` starts from a published run, which
-    the other inputs override. Raises InputError where the input gives no plan.
+    Values are integers, or text such as `4M`; docs/python.md lists every input. `preset` starts from a published
+    run, which the other inputs override. Raises InputError where the input gives no plan.
     """
     _install_display()
     from gradaccum.core.plan import make_plan

@@ -233,6 +233,13 @@ def rounded(value: float) -> float:
     return float(show_real(value).replace(",", ""))
 
 
+def number(ratio: Ratio | None) -> int | float | None:
+    """A ratio as a JSON number."""
+    if ratio is None:
+        return None
+    return ratio.numerator if ratio.denominator == 1 else float(ratio)
+
+
 def show_ratio(numerator: int, denominator: int, digits: int = 4) -> str:
     """`numerator / denominator` with at most `digits` significant digits, half away from zero.
 

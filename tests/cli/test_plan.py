@@ -132,6 +132,14 @@ def test_mistakes_end_with_2_and_the_nearest_value(capsys, flags, words):
     assert "Traceback" not in err
 
 
+def test_what_could_be_misread_is_said(capsys):
+    _, _, err = run(capsys, "plan", "-m", "8", "-g", "8", "-t", "512", "--steps", "4")
+    assert "--steps is read as --updates" in err
+    assert "BLOOM-176B (final plan), bigscience" in run(capsys, "plan", "--preset", "bloom-176b")[2]
+    code, _, err = run(capsys, "plan", "-m", "8", "-g", "8", "-t", "512", "--weighting", "tokens")
+    assert (code, "--weighting is about the loop" in err) == (2, True)
+
+
 def test_every_wrong_field_has_its_line(capsys):
     code, _, err = run(capsys, "plan", "-m", "x", "-g", "0", "-t", "nan")
     assert code == 2

@@ -78,6 +78,12 @@ def test_whole_numbers_of_other_libraries():
     assert read_inputs({"num_gpus": Eight()}).num_gpus == 8
 
 
+def test_lists_and_ranges_belong_to_a_table():
+    assert "a table takes lists" in problems(num_gpus="4,8")["num_gpus"].message
+    assert "a table takes ranges" in problems(num_gpus="4..8")["num_gpus"].message
+    assert read_inputs({"num_gpus": "1,024"}).num_gpus == 1024
+
+
 def test_every_wrong_field_is_named_at_once():
     found = problems(micro_batch="x", num_gpus="0", target_batch="4.5", sequence_length="-1", lr="fast", epochs="0..1")
     assert set(found) == {"micro_batch", "num_gpus", "target_batch", "sequence_length", "learning_rate", "epochs"}

@@ -64,6 +64,8 @@ def test_long_groups_in_bf16_where_the_dtype_is_given(target, severity):
 def test_what_accumulation_does_not_reproduce_is_said_once():
     plan = gradaccum.plan(**BASE)
     assert [finding.code for finding in plan.findings].count("GA005") == 1
+    assert "given a sequence length, the loop does" in found()["GA005"].action
+    assert "as the loop for this plan does" in found(sequence_length=2048)["GA005"].action
     text = found()["GA005"].message
     for word in ("tokens of the whole group", "BatchNorm", "in-batch negatives", "MoE"):
         assert word in text
@@ -165,6 +167,11 @@ def test_a_picked_micro_batch():
 def test_a_warm_up_as_long_as_the_run():
     assert "GA017" in found(updates=100, warmup_updates=100)
     assert "GA017" not in found(updates=100, warmup_updates=99)
+
+
+def test_a_warm_up_of_an_unknown_run():
+    assert "3.00%" in found(warmup_fraction="3%")["GA019"].message
+    assert "GA019" not in found(warmup_fraction="3%", updates=100)
 
 
 def test_warnings_come_first():

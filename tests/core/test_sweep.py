@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -80,6 +81,17 @@ def test_the_product_is_bounded_before_anything_is_computed():
     problem = problem_of(micro_batch="1..1000", num_gpus="1..1000", target_batch="1..1000")
     assert "1,000,000,000 combinations" in problem.message
     assert "10,000" in problem_of(micro_batch=range(10**12), num_gpus=1, target_batch=1).message
+
+
+def test_a_typo_is_not_left_out_in_silence():
+    problem = problem_of(micro_batch=4, num_gpus="8,foo", target_batch=64)
+    assert (problem.field, "foo" in problem.message) == ("num_gpus", True)
+
+
+def test_shares_that_vary_are_numbers_in_json():
+    rows = gradaccum.table(micro_batch=4, num_gpus=8, target_batch=64, dataset_size=100, epochs="1,1.5")
+    assert [row.to_dict()["epochs"] for row in rows] == [1, 1.5]
+    json.dumps([row.to_dict() for row in rows])
 
 
 def test_only_counts_have_ranges():

@@ -6,5 +6,6 @@ COMMANDS = {
     "plan": "how many accumulation steps, and what batch you really get",
     "table": "the same for lists and ranges of inputs, best first",
     "serve": "a live page on this machine",
+    "site": "the same page as static files, calculated in the browser",
     "completion": "a completion script for bash, zsh or fish",
 }

@@ -9,7 +9,7 @@ import os
 import sys
 
 from gradaccum.cli.commands import COMMANDS
-from gradaccum.errors import InputError, MissingExtraError, Problem, nearest_words
+from gradaccum.errors import GradaccumError, InputError, Problem, nearest_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"gradaccum: {_with_flag(problem)}", file=sys.stderr)
         return 2
-    except MissingExtraError as error:
+    except GradaccumError as error:
         print(f"gradaccum: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -81,6 +81,8 @@ def _module(name: str):  # type: ignore[no-untyped-def]
         from gradaccum.cli import table as module  # type: ignore[no-redef]
     elif name == "serve":
         from gradaccum.cli import serve as module  # type: ignore[no-redef]
+    elif name == "site":
+        from gradaccum.cli import site as module  # type: ignore[no-redef]
     else:
         from gradaccum.cli import completion as module  # type: ignore[no-redef]
     return module

@@ -80,6 +80,8 @@ def add_inputs(
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed arguments. Raises InputError, with the nearest flags, for one that nobody knows."""
+    if any(argument.partition("=")[0] == "--steps" for argument in arguments):
+        print("--steps is read as --updates: optimizer updates, not accumulation steps", file=sys.stderr)
     options, unknown = parser.parse_known_args([_canonical(argument) for argument in arguments])
     if not unknown:
         return options
@@ -107,6 +109,15 @@ def inputs_of(options: argparse.Namespace) -> Mapping[str, object]:
     if missing:
         print(f"{run.name} publishes no {' and no '.join(missing)}: add what you have", file=sys.stderr)
     return over_preset(run.inputs(), inputs)
+
+
+def echo_preset(options: argparse.Namespace) -> None:
+    """Which run a preset's name stood for, and where its numbers come from."""
+    if options.preset is not None:
+        from gradaccum.catalog.runs import find_run
+
+        run = find_run(options.preset)
+        print(f"preset: {run.name}, {run.source}", file=sys.stderr)
 
 
 def _canonical(argument: str) -> str:

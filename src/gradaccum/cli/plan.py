@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from gradaccum.cli.options import Parser, add_inputs, inputs_of, new_parser, parse
+from gradaccum.cli.options import Parser, add_inputs, echo_preset, inputs_of, new_parser, parse
 from gradaccum.cli.terminal import columns, style
 from gradaccum.core.plan import make_plan
 from gradaccum.core.request import read_inputs
+from gradaccum.errors import InputError, Problem
 from gradaccum.show.text import explain_text, plan_text
 from gradaccum.units import show_count
 
@@ -51,6 +52,8 @@ def parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Print the plan in the form asked for. Returns 1 under --strict where the drift is not 0."""
     options = parse(parser(), arguments)
+    if options.weighting and options.loop is None:
+        raise InputError(Problem("weighting", "is about the loop: give --loop too"))
     plan = make_plan(read_inputs(inputs_of(options)))
     if options.json:
         import json
@@ -66,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         print(training_loop(plan, options.loop, options.weighting or "auto"), end="")
     else:
         write = explain_text if options.explain else plan_text
+        echo_preset(options)
         _echo(plan)
         print(write(plan, columns(), style(options.no_color)))
     return 1 if options.strict and not plan.is_exact else 0

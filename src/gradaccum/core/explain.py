@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradaccum.units import show_count, show_percent, show_ratio, show_signed
+from gradaccum.units import show_count, show_percent, show_ratio, show_real, show_signed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,52 @@ def explain(plan: Plan) -> tuple[Line, ...]:
                 show_percent(bubble.numerator, bubble.denominator) + "%",
             )
         )
-    return tuple(lines)
+    return (*lines, *_run(plan), *_rates(plan))
+
+
+def _run(plan: Plan) -> list[Line]:
+    """Updates, warm-up and tokens of the whole run, as far as they follow from something."""
+    request, run, batch = plan.request, plan.training, plan.effective_batch
+    per_update, lines = plan.tokens_per_step, []
+
+    def divided(name: str, rounding: str, words: str, one: int, other: int, result: int) -> None:
+        numbers = f"{rounding}({show_count(one)} / {show_count(other)})"
+        lines.append(Line(name, f"{rounding}({words})", numbers, show_count(result)))
+
+    if request.dataset_size is not None and run.updates_per_epoch is not None:
+        rounding = "ceil" if request.last_group == "step" else "floor"
+        words = "dataset_size / effective_batch"
+        divided("updates_per_epoch", rounding, words, request.dataset_size, batch, run.updates_per_epoch)
+    if request.token_budget is not None and run.updates is not None and per_update:
+        divided("updates", "floor", "token_budget / tokens_per_step", request.token_budget, per_update, run.updates)
+    elif request.epochs is not None and request.last_group != "carry" and run.updates_per_epoch and run.updates:
+        numbers = f"ceil({request.epochs} x {show_count(run.updates_per_epoch)})"
+        lines.append(Line("updates", "ceil(epochs x updates_per_epoch)", numbers, show_count(run.updates)))
+    if run.warmup_updates is not None and request.warmup_tokens is not None and per_update:
+        words = "warmup_tokens / tokens_per_step"
+        divided("warmup_updates", "floor", words, request.warmup_tokens, per_update, run.warmup_updates)
+    elif run.warmup_updates is not None and request.warmup_fraction is not None and run.updates is not None:
+        numbers = f"ceil({request.warmup_fraction} x {show_count(run.updates)})"
+        lines.append(Line("warmup_updates", "ceil(warmup_fraction x updates)", numbers, show_count(run.warmup_updates)))
+    if run.tokens_per_param is not None and run.tokens is not None and request.params is not None:
+        numbers = f"{show_count(run.tokens)} / {show_count(request.params)}"
+        lines.append(Line("tokens_per_param", "tokens / params", numbers, str(run.tokens_per_param)))
+    return lines
+
+
+def _rates(plan: Plan) -> list[Line]:
+    """The learning rates, each by its rule."""
+    request = plan.request
+    base = f"{show_count(plan.effective_batch)} / {show_count(request.base_batch or 1)}"
+    found = []
+    for rate in plan.scaled_rates:
+        root = rate.rule != "linear"
+        formula = "learning_rate x " + (
+            "sqrt(effective_batch / base_batch)" if root else "effective_batch / base_batch"
+        )
+        numbers = f"{show_real(request.learning_rate or 0.0)} x " + (f"sqrt({base})" if root else base)
+        found.append(Line(f"{rate.rule} rule", formula, numbers, show_real(rate.learning_rate)))
+    return found
 
 
 def _solved(plan: Plan, name: str) -> Line:

@@ -12,7 +12,7 @@ from gradaccum.core.rules import findings
 from gradaccum.core.scaling import ScaledRate, scaled_rates
 from gradaccum.core.solve import solve
 from gradaccum.core.training import Training, training
-from gradaccum.units import Ratio, rounded, show_count, show_percent
+from gradaccum.units import number, rounded, show_count, show_percent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _to_dict(plan: Plan) -> dict[str, object]:
         "last_micro_batch": plan.last_micro_batch,
         "bubble_percent": pipe and show_percent(pipe.bubble.numerator, pipe.bubble.denominator),
         "dataset_size": request.dataset_size,
-        "epochs": _number(request.epochs),
+        "epochs": number(request.epochs),
         "token_budget": request.token_budget,
         "updates": run.updates,
         "updates_per_epoch": run.updates_per_epoch,
@@ -196,10 +196,10 @@ def _to_dict(plan: Plan) -> dict[str, object]:
         "last_group_size": run.last_group_size,
         "warmup_updates": run.warmup_updates,
         "warmup_tokens": request.warmup_tokens,
-        "warmup_fraction": _number(request.warmup_fraction),
+        "warmup_fraction": number(request.warmup_fraction),
         "leftover_tokens": run.leftover_tokens,
         "tokens": run.tokens,
-        "supervised_fraction": _number(request.supervised_fraction),
+        "supervised_fraction": number(request.supervised_fraction),
         "loss_tokens_per_step": run.loss_tokens_per_step,
         "params": request.params,
         "tokens_per_param": run.tokens_per_param and rounded(float(run.tokens_per_param)),
@@ -240,10 +240,3 @@ def _choice_to_dict(choice: Choice) -> dict[str, object]:
         "drift": choice.drift,
         "drift_tokens": choice.drift_tokens,
     }
-
-
-def _number(ratio: Ratio | None) -> int | float | None:
-    """A ratio as a JSON number."""
-    if ratio is None:
-        return None
-    return ratio.numerator if ratio.denominator == 1 else float(ratio)

@@ -123,10 +123,9 @@ def read_inputs(inputs: Mapping[str, object]) -> Request:
             problems.append(Problem(name, f"was given twice, as {spelled[name]} and as {spelling}; leave one out"))
             continue
         spelled[name] = spelling
-        if name == "target_batch" and isinstance(raw, str) and raw.strip().lower().endswith(("tokens", "tok")):
-            name, raw = "target_tokens", raw.strip()[: -6 if raw.strip().lower().endswith("tokens") else -3]
+        name, raw = unit_named(name, raw)
         try:
-            values[name] = _read_value(BY_NAME[name], raw)
+            values[name] = read_value(name, raw)
         except InputError as error:
             problems.extend(error.problems)
             continue
@@ -143,12 +142,24 @@ def unknown_name(name: str, known: Mapping[str, object] | tuple[str, ...], what:
     return Problem(name if len(name) <= 40 else name[:37] + "...", what, nearest)
 
 
-def _read_value(spec: Field, raw: object) -> object:
-    """`raw` as the kind of value that the field holds. Raises InputError where it is none."""
-    value = raw
+def unit_named(name: str, raw: object) -> tuple[str, object]:
+    """A target batch written as `4M tokens` is a target in tokens; everything else stays as it is."""
+    if name == "target_batch" and isinstance(raw, str):
+        text = raw.strip()
+        for ending in ("tokens", "tok"):
+            if text.lower().endswith(ending):
+                return "target_tokens", text[: -len(ending)]
+    return name, raw
+
+
+def read_value(name: str, raw: object) -> object:
+    """`raw` as the kind of value that the input holds. Raises InputError where it is none."""
+    spec, value = BY_NAME[name], raw
     if isinstance(raw, str):
         if spec.kind == COUNT and ".." in raw:
             raise InputError(Problem(spec.name, f"is a range: {quote(raw)}; a table takes ranges, a plan one value"))
+        if spec.kind == COUNT and "," in raw and any(len(part.strip()) < 3 for part in raw.split(",")[1:]):
+            raise InputError(Problem(spec.name, f"is a list: {quote(raw)}; a table takes lists, a plan one value"))
         if spec.kind == COUNT:
             value = read_count(raw, spec.name, spec.minimum)
         elif spec.kind == RATIO:

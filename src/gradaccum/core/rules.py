@@ -181,6 +181,20 @@ def warmup_too_long(facts: Facts) -> Finding | None:
     )
 
 
+def warmup_unknown(facts: Facts) -> Finding | None:
+    """GA019"""
+    share = facts.request.warmup_fraction
+    if share is None or facts.training.warmup_updates is not None:
+        return None
+    return Finding(
+        "GA019",
+        "note",
+        f"A warm-up of {show_percent(share.numerator, share.denominator)}% is unknown: the run's length is not given.",
+        "Give updates, token_budget, or dataset_size and epochs.",
+        "warmup_updates = warmup_fraction x updates",
+    )
+
+
 def length_in_thousands(facts: Facts) -> Finding | None:
     """GA013"""
     text = dict(facts.request.written).get("sequence_length", "")
@@ -291,13 +305,15 @@ def not_the_big_batch(facts: Facts) -> Finding | None:
     sizes = facts.sizes
     if sizes.accum_steps == 1:
         return None
+    known = facts.request.sequence_length is not None
+    weighed = ", as the loop for this plan does" if known else "; given a sequence length, the loop does"
     return Finding(
         "GA005",
         "note",
         f"{show_count(sizes.accum_steps)} micro-steps equal one batch of {show_count(sizes.effective_batch)} only if "
         "the loss is divided once, by the samples or tokens of the whole group. BatchNorm, in-batch negatives and an "
         f"MoE balancing loss still see {show_count(sizes.micro_batch)} at a time.",
-        "Weigh by tokens, as the loop for this plan does. Use GroupNorm or LayerNorm; cache the features of a "
+        f"Weigh by tokens where their counts differ{weighed}. Use GroupNorm or LayerNorm; cache the features of a "
         "contrastive loss.",
         "https://github.com/huggingface/transformers/issues/34242; Goyal et al. 2017, arXiv:1706.02677, section 3; "
         "Gao et al. 2021, arXiv:2101.06983",
@@ -368,6 +384,7 @@ RULES = (
     warmup_too_long,
     bf16_sum,
     bubble,
+    warmup_unknown,
     tokens_as_sequences,
     length_in_thousands,
     drift,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from gradaccum.core.choices import split_drift
 from gradaccum.core.fields import BY_NAME, COUNT, NAME_OF
-from gradaccum.core.request import read_inputs
+from gradaccum.core.request import read_inputs, read_value, unit_named
 from gradaccum.core.solve import solve
 from gradaccum.errors import InputError, Problem
-from gradaccum.units import quote, read_count, show_count
+from gradaccum.units import Ratio, number, quote, read_count, show_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Row:
             "effective_batch": self.effective_batch,
             "drift": self.drift,
             "drift_tokens": self.drift_tokens,
-            **dict(self.varied),
+            **{name: number(value) if isinstance(value, Ratio) else value for name, value in self.varied},
         }
 
 
@@ -68,16 +68,34 @@ def sweep(inputs: Mapping[str, object]) -> tuple[Row, ...]:
                 f"at most {show_count(MAX_ROWS)} are computed",
             )
         )
+    _check(axes)
     varied = [name for name, values in axes.items() if len(values) > 1]
     found, first_error = [], None
-    for number in range(rows):
+    for index in range(rows):
         try:
-            found.append(_row(_combination(axes, number), varied))
+            found.append(_row(_combination(axes, index), varied))
         except InputError as error:
             first_error = first_error or error
     if first_error and not found:
         raise first_error
     return tuple(sorted(dict.fromkeys(found), key=_order))
+
+
+def _check(axes: Mapping[str, list[object]]) -> None:
+    """Every value on its own: a typo among them is no combination without a plan, to be left out in silence."""
+    problems: list[Problem] = []
+    for spelling, values in axes.items():
+        name = NAME_OF.get(spelling.replace("-", "_"))
+        for value in values:
+            if name is None or value is None or value == "":
+                continue
+            try:
+                read_value(*unit_named(name, value))
+            except InputError as error:
+                problems.extend(error.problems)
+                break
+    if problems:
+        raise InputError(*problems)
 
 
 def _order(row: Row) -> tuple[int, int, int, bool]:

@@ -91,16 +91,22 @@ def document(
     query: str,
     embed: bool,
     assets: str,
+    policy: str = "",
 ) -> str:
-    """The whole page. query: the permalink's; embed: without the frame around it; assets: where its files lie."""
+    """The whole page. query: the permalink's; embed: without the frame around it; assets: where its files lie.
+
+    policy: given for a page without a server, which carries it itself and says for which query it was drawn.
+    """
+    alone = bool(policy)
     return "<!DOCTYPE html>\n" + str(
         el(
             "html",
-            {"class": "embed" if embed else None, "lang": "en"},
+            {"class": "embed" if embed else None, "data-drawn": query if alone else None, "lang": "en"},
             el(
                 "head",
                 None,
                 el("meta", {"charset": "utf-8"}),
+                el("meta", {"content": policy, "http-equiv": "Content-Security-Policy"}) if alone else None,
                 el("meta", {"content": "width=device-width, initial-scale=1", "name": "viewport"}),
                 el("meta", {"content": "light dark", "name": "color-scheme"}),
                 el("title", None, title),
@@ -109,12 +115,12 @@ def document(
                 el("link", {"href": assets + "page.css", "rel": "stylesheet"}),
                 el("script", {"src": assets + "page.js", "type": "module"}),
             ),
-            el("body", None, _header(query, embed), _main(form, origin, parts), _footer(parts)),
+            el("body", None, _header(query, embed, alone), _main(form, origin, parts), _footer(parts)),
         )
     )
 
 
-def _header(query: str, embed: bool) -> Markup:
+def _header(query: str, embed: bool, alone: bool) -> Markup:
     """The name and the way to the API; embedded, the heading alone, which only a screen reader meets."""
     if embed:
         return el("header", {"class": "unseen"}, el("h1", None, "gradaccum"))
@@ -132,7 +138,7 @@ def _header(query: str, embed: bool) -> Markup:
             "nav",
             {"aria-label": "This plan elsewhere"},
             el("a", {"href": "api/plan?" + query, "id": "json"}, "This plan as JSON"),
-            el("a", {"href": "openapi.json"}, "API"),
+            None if alone else el("a", {"href": "openapi.json"}, "API"),
         ),
     )
 

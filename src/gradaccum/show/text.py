@@ -53,6 +53,21 @@ def plan_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
     """The first answer: steps, effective batch, drift, tokens per update, equation, better choices, the line to
     paste, and the one thing that will bite this setup. width: columns; no line is longer, words permitting.
     """
+    lines = _answer_lines(plan, width, style)
+    bite = biting(plan)
+    if bite:
+        lines.append("")
+        lines.extend(_finding(bite, width, style))
+        rest = len(plan.findings) - 1
+        if rest:
+            lines.extend(
+                style.faint(line)
+                for line in _wrap(f"and {rest} more finding{'s' if rest > 1 else ''}: --explain", width)
+            )
+    return "\n".join(lines)
+
+
+def _answer_lines(plan: Plan, width: int, style: Style) -> list[str]:
     rows = [
         ("effective batch", f"{show_count(plan.effective_batch)} sequences, {drift_words(plan)}"),
         *_tokens(plan),
@@ -68,24 +83,14 @@ def plan_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
     for label, value in rows:
         if value:
             lines.extend(_row(label, value, width, style))
-    bite = biting(plan)
-    if bite:
-        lines.append("")
-        lines.extend(_finding(bite, width, style))
-        rest = len(plan.findings) - 1
-        if rest:
-            lines.extend(
-                style.faint(line)
-                for line in _wrap(f"and {rest} more finding{'s' if rest > 1 else ''}: --explain", width)
-            )
-    return "\n".join(lines)
+    return lines
 
 
 def explain_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
     """The algebra with the person's numbers, then every finding with what to do and its source."""
     from gradaccum.core.explain import explain
 
-    lines = [style.strong("How the numbers follow"), ""]
+    lines = [*_answer_lines(plan, width, style), "", style.strong("How the numbers follow"), ""]
     for line in explain(plan):
         lines.extend(_row(line.name, f"= {line.formula}", width, style))
         shown = f"= {line.numbers} = {line.result}" if line.numbers != line.result else f"= {line.result}"
@@ -252,9 +257,11 @@ def _to_paste(plan: Plan) -> str:
 def _neighbours(plan: Plan) -> str:
     shown = []
     for each in plan.neighbours[:2]:
+        if each.accum_steps == plan.accum_steps:
+            continue
         drift = show_signed((each.drift_tokens if each.drift is None else each.drift) or 0)
         shown.append(f"{each.rounding} {show_count(each.accum_steps)} -> {show_count(each.effective_batch)} ({drift})")
-    return "   ".join(shown) if plan.neighbours[0].accum_steps != plan.neighbours[1].accum_steps else ""
+    return "   ".join(shown)
 
 
 # Lines

@@ -163,3 +163,7 @@ window.addEventListener("popstate", () => {
 });
 
 new ResizeObserver(tell).observe(document.body);
+
+// A page without a server was drawn for one query; the address may ask another.
+const { drawn } = document.documentElement.dataset;
+if (drawn !== undefined && drawn !== here.slice(1)) update(here.slice(1), { fill: true, remember: "" });

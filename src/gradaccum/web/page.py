@@ -11,7 +11,7 @@ from gradaccum.catalog.runs import find_run, published_runs
 from gradaccum.core.fields import COUNT, FIELDS, RATIO
 from gradaccum.core.plan import make_plan
 from gradaccum.core.query import MAX_QUERY, parse_query, to_query, with_defaults
-from gradaccum.core.request import over_preset, read_inputs
+from gradaccum.core.request import over_preset, read_inputs, unit_named
 from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
 from gradaccum.show.html import EMPTY, fragment
@@ -110,8 +110,11 @@ def inputs_of(run: PublishedRun, own: Mapping[str, str]) -> dict[str, str]:
     return with_defaults(values)
 
 
-def render_page(query: str, assets: str = "static/") -> str:
-    """The whole page as HTML. query: without the "?"; assets: where its stylesheet, script and icon lie."""
+def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
+    """The whole page as HTML. query: without the "?"; assets: where its stylesheet, scripts and icon lie.
+
+    policy: the Content-Security-Policy of a page without a server, which has no other place for it.
+    """
     asked = answer(query)
     parts, errors = _parts(asked), _errors(asked)
     return document(
@@ -123,6 +126,7 @@ def render_page(query: str, assets: str = "static/") -> str:
         asked.query(),
         asked.view.get("embed") == "1",
         assets,
+        policy,
     )
 
 
@@ -198,12 +202,10 @@ def _merged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
 def _in_tokens(values: Mapping[str, str]) -> dict[str, str]:
     """A target written as `4M tokens` under the name that it has."""
     changed = dict(values)
-    text = changed.get("target_batch", "").strip()
-    for ending in ("tokens", "tok"):
-        if text.lower().endswith(ending) and not changed.get("target_tokens", "").strip():
-            changed["target_tokens"] = text[: -len(ending)].strip()
-            del changed["target_batch"]
-            break
+    name, text = unit_named("target_batch", changed.get("target_batch", ""))
+    if name == "target_tokens" and not changed.get(name, "").strip():
+        changed[name] = str(text).strip()
+        del changed["target_batch"]
     return changed
 
 

@@ -1,0 +1,133 @@
+"""The folder of static files, with a stand-in for the engine: nothing is fetched here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+import urllib.request
+
+import pytest
+
+from gradaccum.cli import main
+from gradaccum.web.page import render_page
+from gradaccum.web.site import build as build_module
+from gradaccum.web.site import engine
+from gradaccum.web.site.engine import EngineError
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An npm package with the engine's file names, whose hash is the pinned one."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name in engine.FILES:
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+    path = tmp_path / "engine.tgz"
+    path.write_bytes(content.getvalue())
+    digest = base64.b64encode(hashlib.sha512(content.getvalue()).digest()).decode()
+    monkeypatch.setattr(engine, "INTEGRITY", "sha512-" + digest)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return path
+
+
+def test_every_file_that_the_page_names_is_there(package, tmp_path):
+    files = build_module.build(str(tmp_path / "site"), str(package))
+    page = (tmp_path / "site" / "index.html").read_text()
+    named = re.findall(r'(?:src|href)="([^"?#:]+)"', page)
+    assert {"page.css", "page.js", "icon.svg"} <= set(named)
+    for name in set(named) - {"api/plan"}:
+        assert name in files
+    assert {"ask.js", "app.json", "offline.js", "engine/micropython.mjs", "engine/micropython.wasm"} <= set(files)
+    for path, content in files.items():
+        assert (tmp_path / "site" / path).read_bytes() == content
+
+
+def test_the_page_is_drawn_already_and_carries_its_policy(package, tmp_path):
+    build_module.build(str(tmp_path / "site"), str(package))
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert "1,048,576" in page
+    assert "wasm-unsafe-eval" in page
+    assert 'data-drawn=""' in page
+    assert "openapi.json" not in page
+    served = render_page("")
+    assert "data-drawn" not in served
+    assert "http-equiv" not in served
+
+
+def test_the_service_worker_keeps_every_file_under_a_version_of_its_own(package, tmp_path, monkeypatch):
+    files = build_module.build(str(tmp_path / "site"), str(package))
+    text = files["offline.js"].decode()
+    kept = re.search(r'FILES = "([^"]*)"', text)
+    assert kept
+    assert set(kept.group(1).split()) == {"./", *files} - {"index.html", "offline.js", ".nojekyll"}
+    version = re.search(r"gradaccum-[0-9a-f]{16}", text)
+    monkeypatch.setattr(build_module, "POLICY", build_module.POLICY + "; img-src 'none'")
+    other = build_module.build(str(tmp_path / "other"), str(package))["offline.js"].decode()
+    assert version
+    assert version.group() not in other
+
+
+def test_the_sources_are_lowered_and_need_no_package_of_ours():
+    sources = build_module.lowered_sources()
+    assert "gradaccum/web/server.py" not in sources
+    for path, text in sources.items():
+        assert "dataclass" not in text or path.endswith(".json")
+        assert "__future__" not in text
+    json.loads(sources["gradaccum/catalog/published_runs.json"])
+
+
+def test_the_command(package, tmp_path, capsys):
+    assert main(["site", "build", str(tmp_path / "site"), "--engine", str(package)]) == 0
+    out = capsys.readouterr().out
+    assert "10 files; a first visit loads" in out
+    assert main(["site"]) == 2
+    assert main(["site", "build", "/dev/null/x", "--engine", str(package)]) == 2
+    assert "cannot write to /dev/null/x" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_the_pinned_one_is_refused(tmp_path, capsys):
+    other = tmp_path / "other.tgz"
+    other.write_bytes(b"something else")
+    assert main(["site", "build", str(tmp_path / "site"), "--engine", str(other)]) == 2
+    assert "its hash is sha512-" in capsys.readouterr().err
+    assert main(["site", "build", str(tmp_path / "site"), "--engine", str(tmp_path / "none.tgz")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_engine_comes_from_npm_or_the_registry_and_is_kept(package, monkeypatch):
+    content = package.read_bytes()
+    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(content))
+    assert set(engine.engine_files()) == set(engine.FILES)
+
+    def unreachable(address, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    assert set(engine.engine_files()) == set(engine.FILES)  # kept from before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(package.parent / "empty"))
+    with pytest.raises(EngineError, match="cannot be fetched"):
+        engine.engine_files()
+
+    def pack(command, cwd, **options):
+        with open(f"{cwd}/package.tgz", "wb") as file:
+            file.write(content)
+
+    monkeypatch.setattr(engine.shutil, "which", lambda name: "/usr/bin/npm")
+    monkeypatch.setattr(subprocess, "run", pack)
+    assert set(engine.engine_files()) == set(engine.FILES)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(package.parent / "empty again"))
+
+    def fails(command, cwd, **options):
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(EngineError, match="cannot be fetched"):
+        engine.engine_files()
