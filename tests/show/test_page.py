@@ -12,7 +12,7 @@ PLAN = gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=500, sequence_leng
 
 
 def page(embed=False, **changes):
-    parts = {**first_results(PLAN, lambda changes: "?"), **rest_results(PLAN, lambda changes: "?", {})}
+    parts = {**first_results(PLAN), **rest_results(PLAN, lambda changes: "?", {})}
     given = {"form": el("form", None), "origin": EMPTY, "parts": parts, "query": "micro_batch=3", **changes}
     return document("A <title>", 'what "it" says', embed=embed, assets="files/", **given)
 

@@ -28,19 +28,16 @@ if TYPE_CHECKING:
     from gradaccum.show.html import Child, Markup
     from gradaccum.show.nearby import Link
 
-FIRST = ("answer", "update", "nearby", "findings")
-"""The results that a person looks at first, in their order on the page."""
-REST = ("charts", "run", "loop", "settings", "algebra", "elsewhere")
-"""Those below the first screen: an edit need not wait for them."""
+FIRST = ("answer",)
+"""The result that a person waits for after an edit."""
+REST = ("update", "nearby", "findings", "charts", "run", "loop", "settings", "algebra", "elsewhere")
+"""What follows once that is painted, in its order on the page."""
 
 
-def first_results(plan: Plan, link: Link) -> dict[str, Markup]:
+def first_results(plan: Plan) -> dict[str, Markup]:
     """The parts of FIRST, and "pinned"."""
     return {
         "answer": answer(plan, el("h2", {"class": "unseen", "id": "the-plan", "tabindex": -1}, "The plan")),
-        "update": update_section(plan),
-        "nearby": nearby_section(plan, link),
-        "findings": findings_section(plan),
         "pinned": pinned(plan),
     }
 
@@ -50,6 +47,9 @@ def rest_results(
 ) -> dict[str, Markup]:
     """The parts of REST. values: the inputs as written; strategy, weighting: which loop."""
     return {
+        "update": update_section(plan),
+        "nearby": nearby_section(plan, link),
+        "findings": findings_section(plan),
         "charts": charts_section(plan),
         "run": run_section(plan),
         "loop": loop_section(plan, link, strategy, weighting),

@@ -134,7 +134,7 @@ def render_live(query: str) -> dict[str, object]:
     """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
 
     ok; errors and echoes by field; query: the permalink's; summary: for a screen reader. Where ok also values, the
-    text of each field and of the hidden ones; results by part, those of the first screen; title.
+    text of each field and of the hidden ones; results by part, those that a person waits for; title.
     """
     asked = answer(query)
     errors = {name: str(words) for name, words in _errors(asked).items()}
@@ -151,7 +151,7 @@ def render_live(query: str) -> dict[str, object]:
     for name, value in _hidden(asked):
         values[name] = value
     live["values"] = values
-    parts = first_results(asked.plan, asked.link)
+    parts = first_results(asked.plan)
     parts["origin"] = _origin(asked)
     live["results"] = {name: str(part) for name, part in parts.items()}
     live["title"] = title_of(asked.plan)
@@ -160,7 +160,7 @@ def render_live(query: str) -> dict[str, object]:
 
 
 def render_rest(query: str) -> dict[str, object]:
-    """The results below the first screen, for the same query: ok, and results by part where it is."""
+    """The other results, for the same query: ok, and results by part where it is."""
     asked = answer(query)
     if asked.plan is None:
         return {"ok": False}
@@ -213,7 +213,7 @@ def _parts(asked: Answer) -> dict[str, Markup]:
     """All results of the page, or what stands in their place."""
     if asked.plan is None:
         return no_results(asked.problems, [error_words(problem, asked.link) for problem in asked.problems])
-    return {**first_results(asked.plan, asked.link), **_rest(asked, asked.plan)}
+    return {**first_results(asked.plan), **_rest(asked, asked.plan)}
 
 
 def _rest(asked: Answer, plan: Plan) -> dict[str, Markup]:

@@ -26,7 +26,7 @@ from gradaccum.web.page import answer, render_live, render_rest  # noqa: E402 - 
 
 
 def first(query: str) -> str:
-    """What an edit changes on the first screen, as JSON."""
+    """What an edit changes on the answer, as JSON."""
     return json.dumps(render_live(query))
 
 
