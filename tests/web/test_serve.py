@@ -17,6 +17,8 @@ import pytest
 from gradaccum.errors import InputError, MissingExtraError
 from gradaccum.web import serve as serving
 
+pytestmark = pytest.mark.slow  # each starts a server of its own
+
 SECONDS = 30
 
 

@@ -55,6 +55,7 @@ def plan_of(query):
     return asked.plan.to_dict()
 
 
+@pytest.mark.slow  # a second interpreter answers everything again
 def test_every_answer_of_the_lowered_code_is_the_same(tmp_path):
     for path, text in lowered_sources().items():
         place = tmp_path / path
