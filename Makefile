@@ -11,7 +11,7 @@ DEV := .venv/bin
 # The whole suite, in which every `raise` of the package has to be reached.
 SUITE = $(DEV)/python -m pytest -p tests.structure.every_raise
 
-.PHONY: help run test test-all check fast lint format bench browser clean
+.PHONY: help run site test test-all check fast lint format bench browser engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -19,10 +19,13 @@ help: ## this list
 run: .venv-run/ready ## the live page, on this machine only; prints its address
 	@.venv-run/bin/gradaccum serve $(ARGS)
 
-test: .venv/ready browser ## all tests but the big matrices
+site: .venv-run/ready ## the page as static files in ./site, for any host; `make site DIR=public` names another folder
+	@.venv-run/bin/gradaccum site build $(or $(DIR),site)
+
+test: .venv/ready browser engine ## all tests but the big matrices
 	$(SUITE) -m "not full"
 
-test-all: .venv/ready browser ## all tests, and ten times as many examples of each property
+test-all: .venv/ready browser engine ## all tests, and ten times as many examples of each property
 	$(SUITE) --hypothesis-profile=thorough
 
 check: lint fast ## lint, types and the fast tests, in under a minute
@@ -39,7 +42,7 @@ format: .venv/ready ## rewrite the source in the house's format
 	$(DEV)/ruff check --fix
 	$(DEV)/ruff format
 
-bench: .venv/ready browser ## the measurements, each against its peers
+bench: .venv/ready browser engine ## the measurements, each against its peers
 	@for script in benchmarks/bench_*.py; do \
 	    echo "$$script"; $(DEV)/python -m "benchmarks.$$(basename "$$script" .py)" || exit 1; \
 	done
@@ -51,6 +54,10 @@ clean: ## remove the environments and everything that a tool has built or cached
 # A browser for the page's tests: one that is there, or Playwright's. Without one they are skipped, and say so.
 browser: .venv/ready
 	@$(DEV)/python -m tests.browser
+
+# The engine of the static page: kept from before, or fetched. Without it its tests are skipped, and say so.
+engine: .venv/ready
+	@$(DEV)/python -m tests.engine
 
 # Dependency groups need pip 25.1; a new environment may hold an older one.
 .venv/ready: pyproject.toml constraints.txt

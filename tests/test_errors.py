@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gradaccum.errors import GradaccumError, InputError, MissingExtraError, Problem, nearest_words
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradaccum.errors import GradaccumError, InputError, MissingExtraError, Problem, edits, lowered, nearest_words
 
 
 def test_a_problem_reads_as_a_sentence():
@@ -34,3 +37,24 @@ def test_nearest_words():
     assert nearest_words("ROUNDINGS", known) == ["rounding"]
     assert nearest_words("colour", known) == []
     assert nearest_words("num_gpu", known, most=1) == ["num_gpus"]
+
+
+def all_edits(one: str, other: str) -> int:
+    """Levenshtein distance by its definition."""
+    if not one or not other:
+        return len(one) + len(other)
+    same = all_edits(one[1:], other[1:]) + (one[0] != other[0])
+    return min(same, 1 + all_edits(one[1:], other), 1 + all_edits(one, other[1:]))
+
+
+WORDS = st.text("abc", max_size=5)
+
+
+@given(WORDS, WORDS, st.integers(0, 6))
+def test_edits_count_up_to_a_bound(one: str, other: str, most: int):
+    assert edits(one, other, most) == min(all_edits(one, other), most + 1)
+
+
+def test_only_ascii_letters_are_lowered():
+    assert lowered("MICRO_Batch") == "micro_batch"
+    assert lowered("K\u0130\u212a") == "k\u0130\u212a"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, localcontext
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradaccum import units
 from gradaccum.errors import InputError
-from gradaccum.units import Ratio, read_count, read_ratio, read_real
+from gradaccum.units import Ratio, ratio_of, read_count, read_ratio, read_real, rounded
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,31 @@ def test_the_other_ways_to_show():
     assert [units.show_bytes(n) for n in (512, 2**20, 28 * 10**9)] == ["512 bytes", "1 MiB", "26.1 GiB"]
     assert units.rounded(0.00083516) == 0.0008352
     assert units.rounded(1234567.0) == 1235000.0
+
+
+@given(st.integers(-(10**90), 10**90), st.integers(1, 10**90))
+def test_a_ratio_becomes_the_nearest_double(numerator: int, denominator: int):
+    assert float(Ratio(numerator, denominator)) == numerator / denominator  # correctly rounded in CPython
+
+
+@given(st.integers(1, 2**70), st.integers(1, 2**70), st.integers(1000, 1080))
+def test_a_ratio_becomes_the_nearest_double_below_the_normal_ones_too(numerator: int, denominator: int, shift: int):
+    assert float(Ratio(numerator, denominator << shift)) == numerator / (denominator << shift)
+
+
+def test_a_ratio_beyond_every_double_is_refused():
+    with pytest.raises(OverflowError):
+        float(Ratio(10**400))
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_double_is_a_fraction(value: float):
+    exact = ratio_of(value)
+    assert (exact.numerator, exact.denominator) == value.as_integer_ratio()
+
+
+@given(st.floats(1e-300, 1e300), st.sampled_from([1, -1]))
+def test_rounding_keeps_four_significant_digits(value: float, sign: int):
+    with localcontext() as context:
+        context.prec, context.rounding = 4, ROUND_HALF_UP
+        assert rounded(sign * value) == sign * float(+Decimal(value))

@@ -77,17 +77,40 @@ class MissingExtraError(GradaccumError):
         self.extra = extra
 
 
+def lowered(text: str) -> str:
+    """`text` with its ASCII letters in lower case, for names and words of ours: what lies beyond differs by Python."""
+    if all(ord(letter) < 128 for letter in text):
+        return text.lower()
+    return "".join([letter.lower() if ord(letter) < 128 else letter for letter in text])
+
+
 def nearest_words(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     """The known words that are at most a third of their letters away from `word`, nearest first."""
-    ranked = sorted((edits(word.lower(), each), each) for each in known if len(word) < 3 * len(each))
-    return [each for edits, each in ranked if 3 * edits <= max(len(word), len(each))][:most]
+    ranked, word = [], lowered(word)
+    for each in known:
+        longest = max(len(word), len(each))
+        distance = edits(word, each, longest // 3)
+        if 3 * distance <= longest:
+            ranked.append((distance, each))
+    return [each for _, each in sorted(ranked)[:most]]
 
 
-def edits(one: str, other: str) -> int:
-    """Levenshtein distance: letters to insert, remove or replace."""
+def edits(one: str, other: str, most: int) -> int:
+    """Levenshtein distance: letters to insert, remove or replace; `most` + 1 where it is more than `most`."""
+    beyond = most + 1
+    if abs(len(one) - len(other)) > most:
+        return beyond
     row = list(range(len(other) + 1))
     for i, letter in enumerate(one):
-        previous, row[0] = row[0], i + 1
-        for j, wanted in enumerate(other):
-            previous, row[j + 1] = row[j + 1], min(row[j] + 1, row[j + 1] + 1, previous + (letter != wanted))
-    return row[-1]
+        # Only what lies within `most` of the diagonal can stay within it.
+        first, last = max(0, i - most), min(len(other), i + beyond)
+        previous, row[first] = row[first], (i + 1 if first == 0 else beyond)
+        closest = row[first]
+        for j in range(first, last):
+            here = previous + (letter != other[j])
+            previous = row[j + 1] if j + 1 < i + beyond else beyond
+            row[j + 1] = min(here, row[j] + 1, previous + 1)
+            closest = min(closest, row[j + 1])
+        if closest > most:
+            return beyond
+    return min(row[-1], beyond)

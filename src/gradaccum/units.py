@@ -55,7 +55,20 @@ class Ratio:
         return hash((self.numerator, self.denominator))
 
     def __float__(self) -> float:
-        return self.numerator / self.denominator
+        """The nearest double, a tie to even: not every Python divides large integers so. OverflowError beyond all."""
+        if self.numerator < 0:
+            return -float(Ratio(-self.numerator, self.denominator))
+        # A quotient of 55 bits or more; what does not divide, or is shifted out, is kept as a last bit that is set.
+        shift = 60 + 4 * (len(hex(self.denominator)) - len(hex(self.numerator)))
+        quotient, rest = divmod(self.numerator << max(shift, 0), self.denominator << max(-shift, 0))
+        excess = max(0, shift - 1074)  # below the smallest normal double there are fewer bits
+        while quotient >> excess >= 2**53:
+            excess += 1
+        mantissa = quotient >> excess
+        below, half = 2 * (quotient - (mantissa << excess)) + (1 if rest else 0), 1 << excess
+        if below > half or (below == half and mantissa % 2):
+            mantissa += 1
+        return math.ldexp(float(mantissa), excess - shift)
 
     def __repr__(self) -> str:
         return f"Ratio({self.numerator}, {self.denominator})"
@@ -222,15 +235,30 @@ def show_real(value: float, digits: int = 4) -> str:
     """A real number with at most `digits` significant digits, from the integers that the double holds."""
     if value != value or value in (math.inf, -math.inf):
         return str(value)
+    exact = ratio_of(value)
+    return show_ratio(exact.numerator, exact.denominator, digits)
+
+
+def ratio_of(value: float) -> Ratio:
+    """The very fraction that a finite double holds."""
     mantissa, exponent = math.frexp(value)
     exponent -= 53
-    scaled = int(mantissa * 2**53)
-    return show_ratio(scaled * 2 ** max(exponent, 0), 2 ** max(-exponent, 0), digits)
+    return Ratio(int(mantissa * 2**53) * 2 ** max(exponent, 0), 2 ** max(-exponent, 0))
 
 
-def rounded(value: float) -> float:
-    """`value` with the four significant digits that are shown, as a number for JSON."""
-    return float(show_real(value).replace(",", ""))
+def rounded(value: float, digits: int = 4) -> float:
+    """A finite `value` with the significant digits that are shown, as a number for JSON."""
+    if value == 0:
+        return value
+    exact = ratio_of(value)
+    figure, exponent = significant(abs(exact.numerator), exact.denominator, digits)
+    shown = float(decimal(figure, exponent - digits + 1))
+    return -shown if value < 0 else shown
+
+
+def decimal(figure: int, power: int) -> Ratio:
+    """figure * 10**power"""
+    return Ratio(figure * 10 ** max(power, 0), 10 ** max(-power, 0))
 
 
 def number(ratio: Ratio | None) -> int | float | None:
@@ -248,13 +276,7 @@ def show_ratio(numerator: int, denominator: int, digits: int = 4) -> str:
     if numerator == 0:
         return "0"
     sign, numerator = ("-" if numerator < 0 else ""), abs(numerator)
-    exponent = _decimal_exponent(numerator, denominator)
-    shift = digits - 1 - exponent
-    scaled = numerator * 10 ** max(shift, 0)
-    unit = denominator * 10 ** max(-shift, 0)
-    figure = (2 * scaled + unit) // (2 * unit)
-    if figure == 10**digits:  # 9.9996 became 10.00
-        figure, exponent = figure // 10, exponent + 1
+    figure, exponent = significant(numerator, denominator, digits)
     text = str(figure)
     if -4 <= exponent < 0:
         return sign + ("0." + "0" * (-exponent - 1) + text).rstrip("0")
@@ -265,6 +287,20 @@ def show_ratio(numerator: int, denominator: int, digits: int = 4) -> str:
         return sign + show_count(figure * 10 ** (exponent - digits + 1))
     decimals = text[1:].rstrip("0")
     return f"{sign}{text[0]}{'.' + decimals if decimals else ''}e{exponent}"
+
+
+def significant(numerator: int, denominator: int, digits: int) -> tuple[int, int]:
+    """(figure, exponent) of a positive fraction: figure has `digits` digits, half away from zero, the first of which
+    counts 10**exponent.
+    """
+    exponent = _decimal_exponent(numerator, denominator)
+    shift = digits - 1 - exponent
+    scaled = numerator * 10 ** max(shift, 0)
+    unit = denominator * 10 ** max(-shift, 0)
+    figure = (2 * scaled + unit) // (2 * unit)
+    if figure == 10**digits:  # 9.9996 became 10.00
+        figure, exponent = figure // 10, exponent + 1
+    return figure, exponent
 
 
 def _decimal_exponent(numerator: int, denominator: int) -> int:

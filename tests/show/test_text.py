@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import gradaccum
-from gradaccum.show.text import Style, biting, drift_words, equation, explain_text, headline, plan_text, table_text
+from gradaccum.show.numbers import drift_words
+from gradaccum.show.text import Style, biting, equation, explain_text, headline, plan_text, table_text
 
 
 def text(**inputs):

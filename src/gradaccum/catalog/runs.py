@@ -8,7 +8,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from gradaccum.errors import InputError, Problem, edits
+from gradaccum.errors import InputError, Problem, edits, lowered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,20 +106,36 @@ def find_run(name: str) -> PublishedRun:
 
 
 def _normalise(name: str) -> str:
-    return name.lower().replace(" ", "").replace("-", "").replace("_", "")
+    return lowered(name).replace(" ", "").replace("-", "").replace("_", "")
 
 
 def _nearest_ids(wanted: str) -> tuple[str, ...]:
-    """The family is mostly typed right and the size wrong, so a shared beginning counts first."""
+    """The family is mostly typed right and the size wrong, so a shared beginning counts first, then the distance."""
     wanted = wanted[:60]  # the comparison is quadratic, and no name is longer
-
-    def distance(known: str) -> tuple[int, int, str]:
-        shared = max(n for n in range(len(known) + 1) if wanted.startswith(known[:n]))
-        return -shared, edits(wanted, known), known
-
     ids = {_normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
-    ranked = sorted(ids, key=distance)
-    return tuple(dict.fromkeys(ids[known] for known in ranked))[:3]
+    alike: dict[int, list[str]] = {}
+    for known in ids:
+        shared = max(n for n in range(len(known) + 1) if wanted.startswith(known[:n]))
+        alike.setdefault(shared, []).append(known)
+    found: list[str] = []
+    for shared in sorted(alike, reverse=True):
+        found += [each for each in _closest(wanted, alike[shared], ids) if each not in found]
+        if len(found) >= 3:
+            break
+    return tuple(found[:3])
+
+
+def _closest(wanted: str, names: Sequence[str], ids: Mapping[str, str]) -> list[str]:
+    """The ids of the three names with the fewest edits, at least."""
+    ranked: list[tuple[int, str]] = []
+    limit = 60
+    for known in sorted(names, key=lambda name: abs(len(name) - len(wanted))):
+        distance = edits(wanted, known, limit)
+        if distance <= limit:
+            ranked = sorted([*ranked, (distance, known)])
+            third = list(dict.fromkeys([ids[name] for _, name in ranked]))[2:3]
+            limit = min([limit] + [of for of, name in ranked if ids[name] in third])
+    return list(dict.fromkeys([ids[name] for _, name in ranked]))
 
 
 def _unless_one(degree: int | None) -> int | None:

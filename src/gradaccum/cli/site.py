@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gradaccum.cli.options import Parser, new_parser, parse
 from gradaccum.errors import InputError, Problem
-from gradaccum.units import show_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,13 +31,13 @@ def run(arguments: Sequence[str]) -> int:
         raise InputError(Problem("", "say what to build, and where", ["gradaccum site build public"]))
     import gzip
 
-    from gradaccum.web.site.build import build
+    from gradaccum.web.site.build import FIRST_VISIT, build
 
     try:
         files = build(options.folder, options.engine)
     except OSError as error:
         raise InputError(Problem("", f"cannot write to {options.folder}: {error.strerror}")) from error
-    loaded = sum(len(gzip.compress(content)) for content in files.values())
-    print(f"{options.folder}: {len(files)} files; a first visit loads {show_bytes(loaded)} compressed")
-    print(f"look at it with: python3 -m http.server --directory {options.folder}")
+    loaded = sum(len(gzip.compress(files[name])) for name in FIRST_VISIT)
+    print(f"{options.folder}: {len(files)} files; a first visit loads {round(loaded / 1000)} kB compressed")
+    print(f"look at it with: python3 -m http.server --directory {options.folder}; or open its index.html as a file")
     return 0

@@ -74,7 +74,7 @@ def better_choices(sizes: Sizes, vary: str | None = None) -> tuple[Choice, ...]:
         ranks = sorted(around, key=lambda count: (abs(count - own), count))
     elif vary == "micro_batch":
         largest += min(largest, WINDOW)
-    found = _closest(sizes.goal, ranks, range(largest, smallest - 1, -1), abs(sizes.drift))
+    found = _closest(sizes.goal, ranks, smallest, largest, abs(sizes.drift))
     return tuple(
         Choice(
             micro_batch,
@@ -92,10 +92,11 @@ def split_drift(goal: Goal, drift: int) -> tuple[int | None, int | None]:
     return (None, drift) if goal.in_tokens else (drift, None)
 
 
-def _closest(goal: Goal, ranks: list[int], micro_batches: range, below: int) -> list[_Found]:
-    """The MOST best of all combinations with |drift| < below. ranks: the plan's own first; micro_batches: falling.
+def _closest(goal: Goal, ranks: list[int], smallest: int, largest: int, below: int) -> list[_Found]:
+    """The MOST best of all combinations with |drift| < below. ranks: the plan's own first; smallest, largest: of the
+    micro-batches.
 
-    `gap` falls to that of the last kept one while we look, so that most combinations cost one division.
+    `gap` falls to that of the last kept one while we look.
     """
     found: list[_Found] = []
     gap, own = below - 1, ranks[0]
@@ -105,10 +106,16 @@ def _closest(goal: Goal, ranks: list[int], micro_batches: range, below: int) -> 
         return abs(drift), abs(count - own), count, -micro_batch, drift < 0
 
     for count in ranks:
-        for micro_batch in micro_batches if count == own else micro_batches[:MICRO_BATCHES_VARIED]:
+        least = smallest if count == own else max(smallest, largest - MICRO_BATCHES_VARIED + 1)
+        # One micro-step of more than the goal only drifts further as it grows: MOST of these are enough.
+        most = min(largest, max(goal.amount // (count * goal.unit), least - 1) + MOST)
+        for micro_batch in range(most, least - 1, -1):
             if gap < 0 or (gap == 0 and len(found) >= MOST):
                 break
             block = count * micro_batch * goal.unit
+            rest = goal.amount % block
+            if rest > gap and block - rest > gap:  # most of them, so they cost this one division
+                continue
             for drift, accum_steps in _outward(goal.amount, block, gap):
                 found.append((drift, count, micro_batch, accum_steps))
             if len(found) >= 8 * MOST:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF
 from gradaccum.core.request import unknown_name
-from gradaccum.errors import InputError, Problem
+from gradaccum.errors import Problem
 from gradaccum.units import show_count
 
 TYPE_CHECKING = False
@@ -23,32 +23,31 @@ MAX_QUERY = 2000
 _PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~,"
 
 
-def parse_query(query: str, extra: Collection[str] = ()) -> dict[str, str]:
-    """Name -> text, by the inputs' own names; `extra` names are passed through as they are.
-
-    Raises InputError for a query that is too long, a name that nobody knows, or one that stands there twice.
+def parse_query(query: str, extra: Collection[str] = ()) -> tuple[dict[str, str], list[Problem]]:
+    """Name -> text, by the inputs' own names, and what is wrong: a name that nobody knows, or one that stands there
+    twice. `extra` names are passed through as they are. Of a query that is too long nothing is read.
     """
-    if len(query) > MAX_QUERY:
-        raise InputError(
-            Problem("", f"the query has {show_count(len(query))} characters; at most {MAX_QUERY} are read")
-        )
     values: dict[str, str] = {}
-    problems = []
+    problems: list[Problem] = []
+    if len(query) > MAX_QUERY:
+        words = f"the query has {show_count(len(query))} characters; at most {MAX_QUERY} are read"
+        return values, [Problem("", words)]
+    wrong = set()
     for pair in query.split("&"):
         if not pair:
             continue
         spelling, _, text = pair.partition("=")
         spelling = _decode(spelling)
         name = spelling if spelling in extra else NAME_OF.get(spelling.replace("-", "_"))
-        if name is None:
-            problems.append(unknown_name(spelling, NAME_OF, "is not an input"))
-        elif name in values:
-            problems.append(Problem(name, "stands in the query twice; leave one out"))
-        else:
+        if name is not None and name not in values:
             values[name] = _decode(text)
-    if problems:
-        raise InputError(*problems)
-    return values
+        elif spelling not in wrong:
+            wrong.add(spelling)
+            if name is None:
+                problems.append(unknown_name(spelling, NAME_OF, "is not an input"))
+            else:
+                problems.append(Problem(name, "stands in the query twice; leave one out"))
+    return values, problems
 
 
 def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
@@ -116,7 +115,26 @@ def _decode(text: str) -> str:
         else:
             out.append(byte)
             position += 1
-    try:
+    if _is_utf8(out):
         return bytes(out).decode()
-    except UnicodeError:
-        return "".join(chr(byte) if byte < 128 else "\ufffd" for byte in out)
+    return "".join(chr(byte) if byte < 128 else "\ufffd" for byte in out)
+
+
+def _is_utf8(raw: bytearray) -> bool:
+    """Whether it is UTF-8 as Unicode defines it (table 3-7): not every Python's decoder looks that closely."""
+    position = 0
+    while position < len(raw):
+        lead = raw[position]
+        more = 0 if lead < 0x80 else 1 if 0xC2 <= lead <= 0xDF else 2 if 0xE0 <= lead <= 0xEF else 3
+        if lead > 0xF4 or 0x80 <= lead < 0xC2 or position + more >= len(raw):
+            return False
+        if more:
+            # The second byte says whether it is a longer form than needed, a surrogate, or beyond U+10FFFF.
+            lowest = {0xE0: 0xA0, 0xF0: 0x90}.get(lead, 0x80)
+            highest = {0xED: 0x9F, 0xF4: 0x8F}.get(lead, 0xBF)
+            if not lowest <= raw[position + 1] <= highest:
+                return False
+        if any(not 0x80 <= byte <= 0xBF for byte in raw[position + 2 : position + 1 + more]):
+            return False
+        position += 1 + more
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, Field
-from gradaccum.errors import InputError, Problem, nearest_words
+from gradaccum.errors import InputError, Problem, lowered, nearest_words
 from gradaccum.units import Ratio, quote, read_count, read_ratio, read_real, show_count
 
 TYPE_CHECKING = False
@@ -147,7 +147,7 @@ def unit_named(name: str, raw: object) -> tuple[str, object]:
     if name == "target_batch" and isinstance(raw, str):
         text = raw.strip()
         for ending in ("tokens", "tok"):
-            if text.lower().endswith(ending):
+            if lowered(text).endswith(ending):
                 return "target_tokens", text[: -len(ending)]
     return name, raw
 
@@ -165,7 +165,7 @@ def read_value(name: str, raw: object) -> object:
         elif spec.kind == RATIO:
             value = read_ratio(raw, spec.name)
         else:
-            value = raw.strip().lower() if spec.kind == CHOICE else read_real(raw, spec.name)
+            value = lowered(raw.strip()) if spec.kind == CHOICE else read_real(raw, spec.name)
     elif spec.kind == RATIO and isinstance(raw, (int, float)) and not isinstance(raw, bool):
         value = read_ratio(repr(raw), spec.name)
     elif spec.kind == COUNT and hasattr(raw, "__index__") and not isinstance(raw, bool):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gradaccum.units import Ratio
+
 WARMUP_EPOCHS = 5
 """Epochs of gradual warm-up that go with the linear rule (Goyal et al. 2017, section 2.2)."""
 
@@ -29,7 +31,7 @@ def scaled_rates(learning_rate: float, base_batch: int, effective_batch: int) ->
     linear: lr x k; square root: lr x sqrt(k); k = effective_batch / base_batch. Empty where k is no finite float.
     """
     try:
-        factor = effective_batch / base_batch
+        factor = float(Ratio(effective_batch, base_batch))
     except OverflowError:
         return ()
     warmup = f"with {WARMUP_EPOCHS} epochs of gradual warm-up from the base rate, " if factor > 1 else ""

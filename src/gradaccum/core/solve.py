@@ -141,10 +141,15 @@ def _pick_micro_batch(request: Request, goal: Goal | None, ranks: int) -> int:
     largest = request.max_micro_batch or 1
     if goal is None or request.rounding == "exact":
         return largest
-    best, best_gap = largest, None
-    for micro_batch in range(largest, max(0, largest - WINDOW), -1):
-        device_batch = micro_batch * ranks
-        gap = abs(goal.drift(device_batch * goal.steps(device_batch, request.rounding)))
+    least = max(1, largest - WINDOW + 1)
+    # One micro-step of more than the goal only drifts further as it grows: the first such one is enough.
+    best, best_gap = least, None
+    for micro_batch in range(min(largest, max(goal.amount // (ranks * goal.unit), least - 1) + 1), least - 1, -1):
+        block = micro_batch * ranks * goal.unit
+        rest = goal.amount % block
+        if best_gap is not None and rest >= best_gap and block - rest >= best_gap:
+            continue
+        gap = abs(divide(goal.amount, block, request.rounding) * block - goal.amount)
         if best_gap is None or gap < best_gap:
             best, best_gap = micro_batch, gap
             if not gap:

@@ -35,8 +35,12 @@ def form(
     echoes: Mapping[str, str],
     hidden: Sequence[tuple[str, str]],
     presets: Markup,
+    alone: bool = False,
 ) -> Markup:
-    """The form. values: each field's text; errors, echoes: what stands beside a field; hidden: what a submit keeps."""
+    """The form. values: each field's text; errors, echoes: what stands beside a field; hidden: what a submit keeps.
+
+    alone: no server is there to answer a submit.
+    """
 
     def fields(group: str) -> list[Markup]:
         shown = [spec for spec in FIELDS if spec.group == group and spec.name not in SHOWN_IN]
@@ -56,7 +60,7 @@ def form(
         el("h2", {"class": "unseen"}, "Inputs"),
         el("p", {"class": "error", "id": WHOLE + "-error"}, errors.get(WHOLE)),
         el("div", {"class": "fields main"}, fields("main")),
-        el("noscript", None, el("button", {"class": "submit", "type": "submit"}, "Work it out")),
+        el("noscript", None, _without_script(alone)),
         presets,
         [
             el(
@@ -83,6 +87,12 @@ def error_words(problem: Problem, link: Link | None) -> Markup:
             shown = el("a", {"data-apply": True, "href": link({spec.name: value})}, value)
         nearest.append(shown)
     return fragment(f"{subject} {problem.message}" if subject else _capital(problem.message), ".", nearest)
+
+
+def _without_script(alone: bool) -> Markup:
+    if alone:
+        return el("p", {"class": "remark"}, "This page calculates with JavaScript. Without it, it shows this one plan.")
+    return el("button", {"class": "submit", "type": "submit"}, "Work it out")
 
 
 def default_text(spec: Field) -> str:

@@ -45,6 +45,8 @@ def escape(text: str) -> str:
         text = text.replace('"', "&quot;")
     if "'" in text:
         text = text.replace("'", "&#39;")
+    if "\0" in text:  # no HTML may hold it
+        text = text.replace("\0", "\ufffd")
     return text
 
 
@@ -53,17 +55,21 @@ def el(tag: str, attributes: Mapping[str, Attribute] | None = None, *children: C
 
     Raises TypeError for what is neither text, integer nor markup: a float would print other digits elsewhere.
     """
-    parts = ["<" + tag]
+    parts = ["<", tag]  # pieces are joined once: under MicroPython a new string costs as much as three calls
     if attributes:
         for name in sorted(attributes):
             value = attributes[name]
             if value is None or value is False:
                 continue
-            parts.append(" " + name if value is True else f' {name}="{_text(value)}"')
+            if value is True:
+                parts += (" ", name)
+            else:
+                parts += (" ", name, '="', _text(value), '"')
     parts.append(">")
     if tag not in VOID:
-        _append(parts, children)
-        parts.append(f"</{tag}>")
+        if children:
+            _append(parts, children)
+        parts += ("</", tag, ">")
     return Markup("".join(parts))
 
 

@@ -44,3 +44,18 @@ def goal_of(plan: Plan) -> Goal:
 def drift_of(thing: Plan | Choice | Neighbour) -> int:
     """The drift in the unit of the target: one of drift and drift_tokens is None."""
     return (thing.drift_tokens if thing.drift is None else thing.drift) or 0
+
+
+def drift_words(plan: Plan) -> str:
+    """`12 more than the target of 500 (+2.40%)`, in the target's own unit."""
+    drift = plan.drift if plan.drift is not None else plan.drift_tokens or 0
+    target = plan.target_batch if plan.target_batch is not None else plan.target_tokens or 0
+    unit = " tokens" if plan.target_batch is None else ""
+    if plan.solved_for == "target_batch":
+        return "which is what these settings make"
+    if not drift:
+        return f"exactly the target of {show_count(target)}{unit}"
+    return (
+        f"{show_count(abs(drift))}{unit} {'more' if drift > 0 else 'fewer'} than the target of {show_count(target)}"
+        f"{unit} ({plan.drift_signed_percent})"
+    )

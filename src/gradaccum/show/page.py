@@ -113,7 +113,7 @@ def document(
                 el("meta", {"content": description, "name": "description"}),
                 el("link", {"href": assets + "icon.svg", "rel": "icon", "type": "image/svg+xml"}),
                 el("link", {"href": assets + "page.css", "rel": "stylesheet"}),
-                el("script", {"src": assets + "page.js", "type": "module"}),
+                el("script", {"defer": alone, "src": assets + "page.js", "type": None if alone else "module"}),
             ),
             el("body", None, _header(query, embed, alone), _main(form, origin, parts), _footer(parts)),
         )
@@ -137,7 +137,11 @@ def _header(query: str, embed: bool, alone: bool) -> Markup:
         el(
             "nav",
             {"aria-label": "This plan elsewhere"},
-            el("a", {"href": "api/plan?" + query, "id": "json"}, "This plan as JSON"),
+            el(
+                "a",
+                {"class": "scripted" if alone else None, "href": "api/plan?" + query, "id": "json"},
+                "This plan as JSON",
+            ),
             None if alone else el("a", {"href": "openapi.json"}, "API"),
         ),
     )

@@ -9,8 +9,7 @@ from gradaccum.core.explain import explain
 from gradaccum.core.training import COMPUTE_OPTIMAL
 from gradaccum.show.batch_chart import batch_chart
 from gradaccum.show.html import EMPTY, el, fragment, linked
-from gradaccum.show.numbers import MINUS, TIMES, brief, drift_of, goal_of, plural, signed, with_minus
-from gradaccum.show.text import drift_words
+from gradaccum.show.numbers import MINUS, TIMES, brief, drift_of, drift_words, goal_of, plural, signed, with_minus
 from gradaccum.show.update_picture import update_picture, update_words
 from gradaccum.units import show_count, show_percent, show_real, show_short, show_signed
 

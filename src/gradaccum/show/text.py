@@ -6,6 +6,7 @@ ASCII alone. Width and colour come from the caller, so that the same words serve
 from __future__ import annotations
 
 from gradaccum.core.training import COMPUTE_OPTIMAL
+from gradaccum.show.numbers import drift_words
 from gradaccum.units import MAX_DIGITS, show_count, show_percent, show_real, show_signed
 
 TYPE_CHECKING = False
@@ -133,21 +134,6 @@ def table_text(rows: Sequence[Row], width: int = 80, style: Style = PLAIN) -> st
 def headline(plan: Plan) -> str:
     """`16 accumulation steps`"""
     return f"{show_count(plan.accum_steps)} accumulation step{'' if plan.accum_steps == 1 else 's'}"
-
-
-def drift_words(plan: Plan) -> str:
-    """`12 more than the target of 500 (+2.40%)`, in the target's own unit."""
-    drift = plan.drift if plan.drift is not None else plan.drift_tokens or 0
-    target = plan.target_batch if plan.target_batch is not None else plan.target_tokens or 0
-    unit = " tokens" if plan.target_batch is None else ""
-    if plan.solved_for == "target_batch":
-        return "which is what these settings make"
-    if not drift:
-        return f"exactly the target of {show_count(target)}{unit}"
-    return (
-        f"{show_count(abs(drift))}{unit} {'more' if drift > 0 else 'fewer'} than the target of {show_count(target)}"
-        f"{unit} ({plan.drift_signed_percent})"
-    )
 
 
 def equation(plan: Plan) -> str:

@@ -8,7 +8,10 @@ export async function* ask(query, signal, painted) {
 }
 
 async function get(address, signal) {
-  const response = await fetch(address, { signal });
-  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  const gone = new Error("No answer: is the server still running?");
+  const response = await fetch(address, { signal }).catch((error) => {
+    throw error.name === "AbortError" ? error : gone;
+  });
+  if (!response.ok) throw gone;
   return response.json();
 }

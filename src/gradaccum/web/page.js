@@ -28,7 +28,7 @@ async function update(query, { fill = false, remember = "replaceState" } = {}) {
   } catch (error) {
     if (error.name === "AbortError") return;
     markStale(true);
-    announce("No answer: is the server still running?");
+    announce(error.message);
   }
 }
 
@@ -50,7 +50,11 @@ function address(query, remember) {
   const json = document.getElementById("json"); // not there when embedded
   if (json) json.href = "api/plan?" + query;
   const write = () => {
-    if (remember) history[remember](null, "", "?" + query);
+    try {
+      if (remember) history[remember](null, "", "?" + query);
+    } catch {
+      // A page opened as a file, or in a sandbox, may not be allowed an address of its own.
+    }
     here = location.search;
     tell();
   };
@@ -163,7 +167,3 @@ window.addEventListener("popstate", () => {
 });
 
 new ResizeObserver(tell).observe(document.body);
-
-// A page without a server was drawn for one query; the address may ask another.
-const { drawn } = document.documentElement.dataset;
-if (drawn !== undefined && drawn !== here.slice(1)) update(here.slice(1), { fill: true, remember: "" });

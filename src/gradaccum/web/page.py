@@ -1,16 +1,17 @@
 """From a query string to the page, and to what an edit changes: the whole glue, without a server.
 
-`render_page`, `render_live` and `render_rest` need no web package: whatever runs this package can show the page.
+None of it needs a web package: whatever runs this package can show the page and answer its API.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from gradaccum.catalog.runs import find_run, published_runs
 from gradaccum.core.fields import COUNT, FIELDS, RATIO
 from gradaccum.core.plan import make_plan
-from gradaccum.core.query import MAX_QUERY, parse_query, to_query, with_defaults
+from gradaccum.core.query import parse_query, to_query, with_defaults
 from gradaccum.core.request import over_preset, read_inputs, unit_named
 from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
@@ -73,7 +74,7 @@ class Answer:
 
 def read(query: str) -> tuple[dict[str, str], dict[str, str], PublishedRun | None, list[Problem]]:
     """Every input's text, the parameters of VIEW, the published run to start from, and what is wrong with the query."""
-    given, problems = _parsed(query)
+    given, problems = parse_query(query, VIEW)
     view = {name: given[name].strip() for name in VIEW if name in given}
     own = {name: text for name, text in given.items() if name not in VIEW}
     run = None
@@ -88,8 +89,21 @@ def read(query: str) -> tuple[dict[str, str], dict[str, str], PublishedRun | Non
     return values, view, run, problems
 
 
+_last: dict[str, Answer] = {}
+"""The last answer: an edit asks for it twice, for what is looked at first and for the rest."""
+
+
 def answer(query: str) -> Answer:
     """What the query asks, and its plan. A wrong query makes no exception: every problem is in the answer."""
+    found = _last.get(query)
+    if found is None:
+        found = _answer(query)
+        _last.clear()
+        _last[query] = found
+    return found
+
+
+def _answer(query: str) -> Answer:
     values, view, run, problems = read(query)
     plan = None
     try:
@@ -120,7 +134,14 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
     return document(
         title_of(asked.plan) if asked.plan else "No plan yet \u00b7 gradaccum",
         summary(asked.plan) if asked.plan else "The inputs give no plan.",
-        form(_shown(asked), errors, _echoes(asked), _hidden(asked), _presets(asked)),
+        form(
+            _shown(asked),
+            errors,
+            _echoes(asked),
+            _hidden(asked),
+            _presets(asked.view.get("embed") == "1"),
+            bool(policy),
+        ),
         _origin(asked),
         parts,
         asked.query(),
@@ -133,24 +154,23 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
 def render_live(query: str) -> dict[str, object]:
     """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
 
-    ok; errors and echoes by field; query: the permalink's; summary: for a screen reader. Where ok also values, the
-    text of each field and of the hidden ones; results by part, those that a person waits for; title.
+    ok; errors and echoes by field; values: the text of each field and of the hidden ones; query: the permalink's;
+    summary: for a screen reader. Where ok also results by part, those that a person waits for; title.
     """
     asked = answer(query)
-    errors = {name: str(words) for name, words in _errors(asked).items()}
+    values = _shown(asked)
+    for name, value in _hidden(asked):
+        values[name] = value
     live: dict[str, object] = {
         "ok": asked.plan is not None,
-        "errors": errors,
+        "errors": {name: str(words) for name, words in _errors(asked).items()},
         "echoes": _echoes(asked),
+        "values": values,
         "query": asked.query(),
     }
     if asked.plan is None:
         live["summary"] = " ".join(str(problem) for problem in asked.problems)
         return live
-    values = _shown(asked)
-    for name, value in _hidden(asked):
-        values[name] = value
-    live["values"] = values
     parts = first_results(asked.plan)
     parts["origin"] = _origin(asked)
     live["results"] = {name: str(part) for name, part in parts.items()}
@@ -167,21 +187,12 @@ def render_rest(query: str) -> dict[str, object]:
     return {"ok": True, "results": {name: str(part) for name, part in _rest(asked, asked.plan).items()}}
 
 
-def _parsed(query: str) -> tuple[dict[str, str], list[Problem]]:
-    """What can be read of a query, and what is wrong with the rest."""
-    try:
-        return parse_query(query, VIEW), []
-    except InputError as error:
-        problems = list(error.problems)
-    values: dict[str, str] = {}
-    if len(query) <= MAX_QUERY:
-        for pair in query.split("&"):
-            try:
-                for name, text in parse_query(pair, VIEW).items():
-                    values.setdefault(name, text)
-            except InputError:
-                continue  # it is among the problems
-    return values, problems
+def plan_or_errors(query: str) -> tuple[bool, dict[str, object]]:
+    """Whether the query gives a plan; and the plan as the API gives it, or else one entry for each wrong field."""
+    asked = answer(query)
+    if asked.plan is None:
+        return False, {"errors": [problem.to_dict() for problem in asked.problems]}
+    return True, asked.plan.to_dict()
 
 
 def _merged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -277,9 +288,10 @@ def _understood(spec: Field, text: str) -> str:
     return show_count(count) if count < 10**15 else f"{brief(count)}, {len(str(count))} digits"
 
 
-def _presets(asked: Answer) -> Markup:
+@functools.cache
+def _presets(embedded: bool) -> Markup:
     """Links to the runs that publish all that a plan needs."""
-    embed = "&embed=1" if asked.view.get("embed") == "1" else ""
+    embed = "&embed=1" if embedded else ""
     rows = []
     for run in published_runs():
         if run.missing:

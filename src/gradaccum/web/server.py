@@ -1,4 +1,4 @@
-"""The Starlette app: the page, what an edit changes, and the JSON API, all over `page.answer`.
+"""The Starlette app: the page, what an edit changes, and the JSON API, all over `page.py`.
 
     GET /             the page                        GET /api/plan     one plan as JSON
     GET /live[/rest]  what an edit changes            GET /api/table    a bounded sweep as JSON
@@ -26,7 +26,7 @@ from gradaccum.core.plan import SCHEMA_VERSION
 from gradaccum.core.sweep import sweep
 from gradaccum.errors import InputError
 from gradaccum.web.openapi import openapi
-from gradaccum.web.page import answer, read, render_live, render_page, render_rest
+from gradaccum.web.page import plan_or_errors, read, render_live, render_page, render_rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ async def _rest(request: Request) -> Response:
 
 
 async def _plan(request: Request) -> Response:
-    asked = answer(request.url.query)
-    return _wrong(InputError(*asked.problems)) if asked.plan is None else JSONResponse(asked.plan.to_dict())
+    ok, found = plan_or_errors(request.url.query)
+    return JSONResponse(found, 200 if ok else 422)
 
 
 def _table(request: Request) -> Response:

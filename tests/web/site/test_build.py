@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -21,14 +22,13 @@ from gradaccum.web.site.engine import EngineError
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """An npm package with the engine's file names, whose hash is the pinned one."""
+def stand_in(tmp_path, monkeypatch):
+    """An npm package with the engine's file, whose hash is the pinned one."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name in engine.FILES:
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(name)
-            archive.addfile(member, io.BytesIO(name.encode()))
+        member = tarfile.TarInfo(engine.CODE)
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"wasm"))
     path = tmp_path / "engine.tgz"
     path.write_bytes(content.getvalue())
     digest = base64.b64encode(hashlib.sha512(content.getvalue()).digest()).decode()
@@ -37,39 +37,52 @@ def package(tmp_path, monkeypatch):
     return path
 
 
-def test_every_file_that_the_page_names_is_there(package, tmp_path):
-    files = build_module.build(str(tmp_path / "site"), str(package))
+def test_every_file_that_the_page_names_is_there(stand_in, tmp_path):
+    files = build_module.build(str(tmp_path / "site"), str(stand_in))
     page = (tmp_path / "site" / "index.html").read_text()
     named = re.findall(r'(?:src|href)="([^"?#:]+)"', page)
     assert {"page.css", "page.js", "icon.svg"} <= set(named)
     for name in set(named) - {"api/plan"}:
         assert name in files
-    assert {"ask.js", "app.json", "offline.js", "engine/micropython.mjs", "engine/micropython.wasm"} <= set(files)
+    script = files["page.js"].decode()
+    for name in re.findall(r'"((?:engine/)?[a-z]+\.(?:js|wasm))"', script):
+        assert name in files
+    assert set(build_module.FIRST_VISIT) <= set(files)
     for path, content in files.items():
         assert (tmp_path / "site" / path).read_bytes() == content
 
 
-def test_the_page_is_drawn_already_and_carries_its_policy(package, tmp_path):
-    build_module.build(str(tmp_path / "site"), str(package))
+def test_the_engine_comes_with_its_licence_and_as_a_script(stand_in, tmp_path):
+    files = build_module.build(str(tmp_path / "site"), str(stand_in))
+    assert files["engine/micropython.wasm"] == b"wasm"
+    assert base64.b64decode(files["engine/wasm.js"].split(b'"')[1]) == b"wasm"
+    assert b"MIT License" in files["engine/LICENSE"]
+
+
+def test_the_page_is_drawn_already_and_carries_its_policy(stand_in, tmp_path):
+    build_module.build(str(tmp_path / "site"), str(stand_in))
     page = (tmp_path / "site" / "index.html").read_text()
     assert "1,048,576" in page
     assert "wasm-unsafe-eval" in page
     assert 'data-drawn=""' in page
     assert "openapi.json" not in page
+    assert "Work it out" not in page
     served = render_page("")
     assert "data-drawn" not in served
     assert "http-equiv" not in served
+    assert "Work it out" in served
 
 
-def test_the_service_worker_keeps_every_file_under_a_version_of_its_own(package, tmp_path, monkeypatch):
-    files = build_module.build(str(tmp_path / "site"), str(package))
+def test_the_service_worker_keeps_every_file_under_a_version_of_its_own(stand_in, tmp_path, monkeypatch):
+    files = build_module.build(str(tmp_path / "site"), str(stand_in))
     text = files["offline.js"].decode()
     kept = re.search(r'FILES = "([^"]*)"', text)
     assert kept
-    assert set(kept.group(1).split()) == {"./", *files} - {"index.html", "offline.js", ".nojekyll"}
-    version = re.search(r"gradaccum-[0-9a-f]{16}", text)
+    assert set(kept.group(1).split()) == {"./", *files} - set(build_module.NOT_KEPT)
+    assert set(kept.group(1).split()) - {"./"} == set(build_module.FIRST_VISIT) - {"index.html", "offline.js"}
+    version = re.search(r"[0-9a-f]{16}", text)
     monkeypatch.setattr(build_module, "POLICY", build_module.POLICY + "; img-src 'none'")
-    other = build_module.build(str(tmp_path / "other"), str(package))["offline.js"].decode()
+    other = build_module.build(str(tmp_path / "other"), str(stand_in))["offline.js"].decode()
     assert version
     assert version.group() not in other
 
@@ -83,13 +96,27 @@ def test_the_sources_are_lowered_and_need_no_package_of_ours():
     json.loads(sources["gradaccum/catalog/published_runs.json"])
 
 
-def test_the_command(package, tmp_path, capsys):
-    assert main(["site", "build", str(tmp_path / "site"), "--engine", str(package)]) == 0
+def test_the_command(stand_in, tmp_path, capsys):
+    folder = tmp_path / "site"
+    assert main(["site", "build", str(folder), "--engine", str(stand_in)]) == 0
     out = capsys.readouterr().out
-    assert "10 files; a first visit loads" in out
+    loaded = sum(len(gzip.compress((folder / name).read_bytes())) for name in build_module.FIRST_VISIT)
+    assert f"10 files; a first visit loads {round(loaded / 1000)} kB compressed" in out
     assert main(["site"]) == 2
-    assert main(["site", "build", "/dev/null/x", "--engine", str(package)]) == 2
+    assert main(["site", "build", "/dev/null/x", "--engine", str(stand_in)]) == 2
     assert "cannot write to /dev/null/x" in capsys.readouterr().err
+
+
+def test_what_cannot_be_lowered_stops_the_build_with_file_and_line(stand_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build_module, "SITE", ())
+    monkeypatch.setattr(build_module, "ROOMS", ("web/server.py",))
+    assert main(["site", "build", str(tmp_path / "site"), "--engine", str(stand_in)]) == 2
+    assert re.search(r"web/server\.py:[0-9]+: imports hashlib\n", capsys.readouterr().err)
+
+
+@pytest.mark.slow  # compresses half a megabyte
+def test_a_first_visit_is_small(site):
+    assert sum(len(gzip.compress((site / name).read_bytes())) for name in build_module.FIRST_VISIT) <= 300_000
 
 
 def test_an_engine_that_is_not_the_pinned_one_is_refused(tmp_path, capsys):
@@ -101,20 +128,20 @@ def test_an_engine_that_is_not_the_pinned_one_is_refused(tmp_path, capsys):
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_the_engine_comes_from_npm_or_the_registry_and_is_kept(package, monkeypatch):
-    content = package.read_bytes()
+def test_the_engine_comes_from_npm_or_the_registry_and_is_kept(stand_in, monkeypatch):
+    content = stand_in.read_bytes()
     monkeypatch.setattr(engine.shutil, "which", lambda name: None)
     monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(content))
-    assert set(engine.engine_files()) == set(engine.FILES)
+    assert engine.engine_code() == b"wasm"
 
     def unreachable(address, timeout):
         raise OSError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    assert set(engine.engine_files()) == set(engine.FILES)  # kept from before
-    monkeypatch.setenv("XDG_CACHE_HOME", str(package.parent / "empty"))
+    assert engine.engine_code() == b"wasm"  # kept from before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(stand_in.parent / "empty"))
     with pytest.raises(EngineError, match="cannot be fetched"):
-        engine.engine_files()
+        engine.engine_code()
 
     def pack(command, cwd, **options):
         with open(f"{cwd}/package.tgz", "wb") as file:
@@ -122,12 +149,12 @@ def test_the_engine_comes_from_npm_or_the_registry_and_is_kept(package, monkeypa
 
     monkeypatch.setattr(engine.shutil, "which", lambda name: "/usr/bin/npm")
     monkeypatch.setattr(subprocess, "run", pack)
-    assert set(engine.engine_files()) == set(engine.FILES)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(package.parent / "empty again"))
+    assert engine.engine_code() == b"wasm"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(stand_in.parent / "empty again"))
 
     def fails(command, cwd, **options):
         raise subprocess.CalledProcessError(1, command)
 
     monkeypatch.setattr(subprocess, "run", fails)
     with pytest.raises(EngineError, match="cannot be fetched"):
-        engine.engine_files()
+        engine.engine_code()

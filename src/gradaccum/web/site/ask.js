@@ -1,49 +1,72 @@
 // Where answers come from when there is no server: the same Python, in this page, under MicroPython.
+// The build joins page.js, host.js and this file into one classic script: a page that is opened as a file may load no
+// module.
 
+const HEAP = 16 * 1024 * 1024; // bytes
 const WAIT = 1500; // milliseconds after which a person is told what the page waits for
-const files = new URL(".", import.meta.url);
-const remark = document.createElement("p");
-remark.className = "remark";
-remark.setAttribute("role", "status");
-
-function tell(text) {
-  remark.textContent = text;
-  document.getElementById("results").prepend(remark);
-}
+const FROM_FILE = location.protocol === "file:";
+const files = new URL(".", document.currentScript.src);
 
 const python = new Promise((resolve, reject) => {
-  const start = () => setTimeout(() => load().then(resolve, reject)); // after the first paint
+  const start = () => requestAnimationFrame(() => setTimeout(() => load().then(resolve, reject))); // after first paint
   if (document.readyState === "complete") start();
   else addEventListener("load", start, { once: true });
-});
-python.catch((error) => {
+}).catch((error) => {
   console.info("gradaccum: the engine did not start:", error);
-  tell("The calculator did not start: this browser, or a rule of this site, blocks WebAssembly. Below is the default plan.");
+  const why = FROM_FILE
+    ? "this browser does not let a page that was opened as a file do that. Serve its folder instead: run \u201cpython3 -m http.server\u201d in it and open http://localhost:8000/."
+    : "this browser, or a rule of this site, blocks WebAssembly or a file of the page.";
+  const words = `The calculator did not start: ${why} Below is the default plan.`;
+  tellThem(words);
+  form.inert = true;
+  results.classList.remove("waiting");
+  throw new Error(words);
 });
+python.catch(() => {}); // said above
 
 async function load() {
-  const late = setTimeout(() => tell("Starting the calculator\u2026"), WAIT);
-  const [{ loadMicroPython }, sources] = await Promise.all([
-    import("./engine/micropython.mjs"),
-    fetch(new URL("app.json", files)).then((answer) => answer.json()),
-  ]);
-  const engine = await loadMicroPython({ heapsize: 16 * 1024 * 1024, url: new URL("engine/micropython.wasm", files).href });
-  for (const [path, text] of Object.entries(sources)) {
-    path.split("/").reduce((folder, name) => {
-      if (!engine.FS.analyzePath(folder).exists) engine.FS.mkdir(folder);
-      return folder + "/" + name;
-    }, "/lib");
-    engine.FS.writeFile("/lib/" + path, text);
-  }
-  engine.runPython("import sys; sys.path.append('/lib')");
-  const boot = engine.pyimport("boot");
+  const late = setTimeout(() => tellThem("Starting the calculator\u2026"), WAIT);
+  const [wasm] = await Promise.all([engineCode(), script("app.js")]);
+  const python = await startPython(wasm, globalThis.gradaccum.sources, HEAP);
+  const calls = {};
+  for (const name of ["first", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
   clearTimeout(late);
-  remark.remove();
-  return boot;
+  remark?.remove();
+  return calls;
+}
+
+async function engineCode() {
+  if (FROM_FILE) {
+    await script("engine/wasm.js"); // nothing may be fetched from a file, so there it comes as a script
+    return WebAssembly.compile(Uint8Array.from(atob(globalThis.gradaccum.wasm), (letter) => letter.charCodeAt(0)));
+  }
+  const answer = await fetch(new URL("engine/micropython.wasm", files));
+  if (!answer.ok) throw new Error(`micropython.wasm: status ${answer.status}`);
+  return WebAssembly.compile(await answer.arrayBuffer()); // not streamed: some hosts name another media type
+}
+
+function script(path) {
+  return new Promise((resolve, reject) => {
+    const element = document.createElement("script");
+    element.onload = resolve;
+    element.onerror = () => reject(new Error(path + " did not load"));
+    element.src = new URL(path, files).href;
+    document.head.append(element);
+  });
+}
+
+let remark = null;
+
+function tellThem(words) {
+  remark ??= document.createElement("p");
+  remark.className = "remark";
+  remark.setAttribute("role", "status");
+  remark.textContent = words;
+  results.prepend(remark);
 }
 
 // First what a person looks at; once that is painted, the rest of the results.
-export async function* ask(query, signal, painted) {
+async function* ask(query, signal, painted) {
   const { first, rest } = await python;
   if (signal.aborted) return;
   const answer = JSON.parse(first(query));
@@ -52,12 +75,39 @@ export async function* ask(query, signal, painted) {
   if (answer.ok && !signal.aborted) yield JSON.parse(rest(query));
 }
 
+// The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would.
+async function redraw(query) {
+  if (/(^|&)embed=1(&|$)/.test(query)) document.querySelector("header").className = "unseen";
+  results.classList.add("waiting");
+  const { page } = (await python.catch(() => null)) ?? {};
+  if (!page) return; // said above
+  const drawn = new DOMParser().parseFromString(page(query), "text/html");
+  document.title = drawn.title;
+  if (drawn.documentElement.className === "embed") {
+    document.documentElement.classList.add("embed");
+    document.querySelector("header").replaceWith(drawn.querySelector("header"));
+  }
+  for (const id of ["part-origin", "inputs", "results", "part-pinned"]) {
+    document.getElementById(id).replaceChildren(...drawn.getElementById(id).childNodes);
+  }
+  const json = document.getElementById("json");
+  if (json) json.href = drawn.getElementById("json").getAttribute("href");
+  results.classList.remove("waiting");
+  shown.clear();
+  tell();
+}
+
+if (document.documentElement.dataset.drawn !== here.slice(1)) redraw(here.slice(1));
+
 // The link to the plan's JSON has no server behind it.
-document.getElementById("json")?.addEventListener("click", async (event) => {
+document.addEventListener("click", async (event) => {
+  if (event.target.id !== "json") return;
   event.preventDefault();
   const { plan } = await python;
   const text = plan(new URL(event.target.href).search.slice(1));
   open(URL.createObjectURL(new Blob([text], { type: "application/json" })));
 });
 
-if ("serviceWorker" in navigator) navigator.serviceWorker.register(new URL("offline.js", files));
+if ("serviceWorker" in navigator && !FROM_FILE) {
+  navigator.serviceWorker.register(new URL("offline.js", files)).catch(() => {}); // offline is an extra
+}

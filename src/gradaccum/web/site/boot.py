@@ -1,28 +1,13 @@
-"""What runs first under MicroPython: the two names that lowered code uses, and the three calls that the page makes.
-
-Lowered itself, so that it is written like the rest. Nothing else of the package imports it.
-"""
+"""The calls that the page makes, under MicroPython. Lowered itself, and the first module that is imported there."""
 
 from __future__ import annotations
 
-import builtins
 import gc
 import json
-from collections import OrderedDict
 
-
-def _ordered(*parts):  # type: ignore[no-untyped-def]
-    """A dictionary display: each part a list of pairs, or a dictionary that is unpacked."""
-    result = OrderedDict()
-    for part in parts:
-        for key, value in part if isinstance(part, list) else part.items():
-            result[key] = value
-    return result
-
-
-builtins._ordered = _ordered  # type: ignore[attr-defined]
-
-from gradaccum.web.page import answer, render_live, render_rest  # noqa: E402 - they use the name above
+import gradaccum.web.site.prelude  # noqa: F401 - before all others: their code uses the names that it brings
+from gradaccum.web.page import plan_or_errors, render_live, render_page, render_rest
+from gradaccum.web.site.json_text import json_text
 
 
 def first(query: str) -> str:
@@ -37,9 +22,11 @@ def rest(query: str) -> str:
     return text
 
 
+def page(query: str) -> str:
+    """The whole page, for a permalink."""
+    return render_page(query)
+
+
 def plan(query: str) -> str:
     """The plan as the API gives it, or what is wrong, as JSON."""
-    asked = answer(query)
-    if asked.plan is None:
-        return json.dumps({"errors": [problem.to_dict() for problem in asked.problems]})
-    return json.dumps(asked.plan.to_dict())
+    return json_text(plan_or_errors(query)[1])

@@ -1,11 +1,11 @@
 """`gradaccum site build DIR`: the page as a folder of static files, calculated by the same Python in the browser.
 
-index.html                the default page, rendered already
-page.css page.js icon.svg as `gradaccum serve` sends them
-ask.js                    answers from the engine instead of the server
-app.json                  the project's Python, lowered: path -> text
-engine/                   MicroPython for WebAssembly
-offline.js                the service worker that keeps all of it
+index.html          the default page, rendered already
+page.css icon.svg   as `gradaccum serve` sends them
+page.js             its script, and what answers in place of the server, as one classic script
+app.js              the project's Python, lowered: path -> text
+engine/             MicroPython for WebAssembly
+offline.js          the service worker that keeps all of it
 """
 
 from __future__ import annotations
@@ -21,10 +21,21 @@ from gradaccum.web.site.lower import lower
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The folder of the package `gradaccum`."""
 
-ROOMS = ("errors.py", "units.py", "core", "catalog", "show", "web/__init__.py", "web/page.py")
+SITE = ("web/site/__init__.py", "web/site/boot.py", "web/site/json_text.py", "web/site/prelude.py")
+
+ROOMS = ("errors.py", "units.py", "core", "catalog", "show", "web/__init__.py", "web/page.py", *SITE)
 """What the browser runs."""
 
-LEFT_OUT = ("core/sweep.py", "show/notebook.py")
+FIRST_VISIT = (
+    "app.js", "engine/micropython.wasm", "icon.svg", "index.html", "offline.js", "page.css",
+    "page.js",
+)  # fmt: skip
+"""What a browser loads on a first visit."""
+
+NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/wasm.js")
+"""What the service worker leaves out: the page itself is kept under its address "./"; the others it never asks for."""
+
+LEFT_OUT = ("core/sweep.py", "show/notebook.py", "show/text.py")
 """What the page does not use."""
 
 POLICY = (
@@ -40,9 +51,11 @@ def build(folder: str, engine: str | None = None) -> dict[str, bytes]:
     engine: the npm package of the engine as a file; None fetches it. Raises EngineError, LoweringError and OSError.
     """
     files = {f"engine/{name}": content for name, content in engine_files(engine).items()}
-    for path in ("show/page.css", "web/page.js", "web/icon.svg", "web/site/ask.js"):
+    for path in ("show/page.css", "web/icon.svg"):
         files[os.path.basename(path)] = _read(path)
-    files["app.json"] = json.dumps(lowered_sources(), separators=(",", ":")).encode()
+    files["page.js"] = page_script().encode()
+    sources = json.dumps(lowered_sources(), separators=(",", ":"), ensure_ascii=False)
+    files["app.js"] = f"(globalThis.gradaccum??={{}}).sources={sources};\n".encode()
     files["index.html"] = render_page("", assets="", policy=POLICY).encode()
     files["offline.js"] = _offline(files)
     files[".nojekyll"] = b""  # GitHub Pages serves files as they are
@@ -54,11 +67,20 @@ def build(folder: str, engine: str | None = None) -> dict[str, bytes]:
     return files
 
 
+IMPORT = 'import { ask } from "./ask.js"; // asks the server; the page without one has another file of this name\n'
+
+
+def page_script() -> str:
+    """page.js with the static page's way to ask, in one scope."""
+    page, *more = (_read(path).decode() for path in ("web/page.js", "web/site/host.js", "web/site/ask.js"))
+    assert IMPORT in page
+    return '"use strict";\n(() => {\n' + "\n".join([page.replace(IMPORT, ""), *more]) + "})();\n"
+
+
 def lowered_sources() -> dict[str, str]:
     """Every file that the browser's Python reads: lowered modules and the data beside them, by path."""
-    sources = {"boot.py": lower(_read("web/site/boot.py").decode(), "web/site/boot.py")}
-    sources["gradaccum/__init__.py"] = ""  # the top resolves names for a person; the page imports rooms
-    for path in _portable_files():
+    sources = {"gradaccum/__init__.py": ""}  # the top resolves names for a person; the page imports rooms
+    for path in portable_files():
         text = _read(path).decode()
         sources[f"gradaccum/{path}"] = lower(text, path) if path.endswith(".py") else text
     runs = "gradaccum/catalog/published_runs.json"
@@ -66,7 +88,8 @@ def lowered_sources() -> dict[str, str]:
     return sources
 
 
-def _portable_files() -> list[str]:
+def portable_files() -> list[str]:
+    """What the browser runs or reads, as paths within the package."""
     found = []
     for room in ROOMS:
         if room.endswith(".py"):
@@ -82,8 +105,9 @@ def _offline(files: dict[str, bytes]) -> bytes:
     """The service worker: it keeps every file, under a version that changes when one of them does."""
     digest = hashlib.sha256(b"".join(files[path] for path in sorted(files))).hexdigest()[:16]
     text = _read("web/site/offline.js").decode()
-    names = " ".join(["./", *sorted(path for path in files if path != "index.html")])
-    return text.replace("@VERSION@", f"gradaccum-{digest}").replace("@FILES@", names).encode()
+    kept = sorted(path for path in files if path not in NOT_KEPT)
+    names = " ".join(["./", *kept])
+    return text.replace("@VERSION@", digest).replace("@FILES@", names).encode()
 
 
 def _read(path: str) -> bytes:

@@ -2,11 +2,13 @@
 
     from __future__ ..., TYPE_CHECKING blocks, annotations   dropped
     @dataclass                                               a class with __init__, __eq__ and __hash__
+    class A(StrEnum), class A(IntEnum)                       a class with constants
     [*a, b], (*a, b), {"k": a, **b}                          calls that build the same
     f"..."                                                   str.format
-    functools.cache                                          a list beside the function
+    functools.cache                                          a dictionary beside the function
 
-Whatever else MicroPython lacks is reported with file and line by `complaints` (portable.py), not guessed around.
+Calls that MicroPython answers otherwise go to prelude.py. Whatever else it lacks is reported with file and line
+(portable.py), not guessed around.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import ast
 
 from gradaccum.errors import GradaccumError
+from gradaccum.web.site.portable import complaints
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,17 +24,15 @@ if TYPE_CHECKING:
 
 
 class LoweringError(GradaccumError):
-    """A construct that the lowering does not know."""
-
-    def __init__(self, path: str, node: ast.AST, what: str) -> None:
-        super().__init__(f"{path}:{getattr(node, 'lineno', 0)}: {what}")
+    """Constructs that the lowering does not know, or that MicroPython lacks: one line for each."""
 
 
 def lower(source: str, path: str) -> str:
     """The lowered text of one module. path: what messages name. Raises LoweringError."""
     tree = ast.parse(source, path)
-    lowered = _Lower(path).visit(tree)
-    return ast.unparse(ast.fix_missing_locations(lowered)) + "\n"
+    if found := complaints(tree, path):
+        raise LoweringError("\n".join(found))
+    return ast.unparse(ast.fix_missing_locations(_Lower(path).visit(tree))) + "\n"
 
 
 class _Lower(ast.NodeTransformer):
@@ -45,7 +46,7 @@ class _Lower(ast.NodeTransformer):
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
-        if node.module in ("__future__", "dataclasses"):
+        if node.module in ("__future__", "dataclasses", "enum"):
             return None
         if node.module == "functools":
             node.names = [alias for alias in node.names if alias.name != "cache"]
@@ -82,16 +83,16 @@ class _Lower(ast.NodeTransformer):
         node.body = self._body([each for each in node.body if not _is_docstring(each)]) or [ast.Pass()]
         if not cached:
             return node
-        if node.args.args or node.args.kwonlyargs:
-            raise LoweringError(self.path, node, "functools.cache is lowered for functions without parameters alone")
+        if node.args.kwonlyargs or node.args.kwarg:
+            raise self._unknown(node, "functools.cache with parameters that are not positional")
         remember = f"""
-def {node.name}(_kept=[]):
-    if not _kept:
-        _kept.append(_uncached_{node.name}())
-    return _kept[0]
+_kept_by_{node.name} = {{}}
+def {node.name}(*key):
+    if key not in _kept_by_{node.name}:
+        _kept_by_{node.name}[key] = _uncached_{node.name}(*key)
+    return _kept_by_{node.name}[key]
 """
-        renamed = node.name
-        node.name = f"_uncached_{renamed}"
+        node.name = f"_uncached_{node.name}"
         return [node, *ast.parse(remember).body]
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
@@ -115,7 +116,7 @@ def {node.name}(_kept=[]):
         return _call("set", _joined(node.elts)) if _has_star(node.elts) else node
 
     def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        """`{a: 1, **b}` as `_ordered([(a, 1)], b)`: dictionaries keep no order there, and a JSON answer has one."""
+        """As an OrderedDict: dictionaries keep no order there, and a JSON answer has one."""
         self.generic_visit(node)
         parts: list[ast.expr] = []
         for key, value in zip(node.keys, node.values):
@@ -123,32 +124,69 @@ def {node.name}(_kept=[]):
                 parts.append(value)
                 continue
             pair = ast.Tuple([key, value], ast.Load())
-            if parts and isinstance(parts[-1], ast.List):
+            if parts and isinstance(parts[-1], ast.Tuple):
                 parts[-1].elts.append(pair)
             else:
-                parts.append(ast.List([pair], ast.Load()))
-        return _call("_ordered", *parts)
+                parts.append(ast.Tuple([pair], ast.Load()))
+        if not parts:
+            return _call("OrderedDict")
+        return _call("OrderedDict" if len(parts) == 1 and node.keys[0] else "_ordered", *parts)
+
+    def visit_DictComp(self, node: ast.DictComp) -> ast.AST:
+        self.generic_visit(node)
+        pair = ast.Tuple([node.key, node.value], ast.Load())
+        return _call("OrderedDict", ast.ListComp(pair, node.generators))
+
+    # Calls
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """What MicroPython's own do otherwise goes to prelude.py: order, stability, large numbers, white space."""
+        self.generic_visit(node)
+        match node.func:
+            case ast.Name(id="dict"):
+                return ast.Call(ast.Name("OrderedDict", ast.Load()), node.args, node.keywords)
+            case ast.Attribute(value=ast.Name(id="dict"), attr="fromkeys"):
+                return ast.Call(ast.Name("_from_keys", ast.Load()), node.args, [])
+            case ast.Name(id="range"):
+                return ast.Call(ast.Name("_range", ast.Load()), node.args, [])
+            case ast.Name(id="sorted") if node.keywords:
+                return ast.Call(ast.Name("_sorted", ast.Load()), node.args, node.keywords)
+            case ast.Attribute(value=text, attr="strip" | "lstrip" | "rstrip" as name) if not node.args:
+                return _call("_" + name, text)
+        return node
 
     # Text
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        """`f"{a:,} of {b!r}"` as `"{:,} of {!r}".format(a, b)`: f-strings do not nest there."""
-        template, values = "", []
-        for part in node.values:
-            if not isinstance(part, ast.FormattedValue):
-                template += str(ast.literal_eval(part)).replace("{", "{{").replace("}", "}}")
-                continue
-            spec = "" if part.format_spec is None else ast.unparse(part.format_spec)[2:-1]
-            if "{" in spec:
-                raise LoweringError(self.path, node, "a format specification that is computed")
-            template += "{" + ("!r" if part.conversion == ord("r") else "") + (f":{spec}" if spec else "") + "}"
-            values.append(self.visit(part.value))
-        text = ast.Constant(template if values else template.replace("{{", "{").replace("}}", "}"))
-        return ast.Call(ast.Attribute(text, "format", ast.Load()), values, []) if values else text
+        """`f"{a} of {b!r}"` as `"%s of %r" % (a, b)`, since f-strings do not nest there and this is the fastest of
+        their ways to write text. With a specification, `f"{a:,}"`, as `"{:,}".format(a)`.
+        """
+        values = [self.visit(part.value) for part in node.values if isinstance(part, ast.FormattedValue)]
+        specified = any(part.format_spec for part in node.values if isinstance(part, ast.FormattedValue))
+        template = "".join(self._piece(part, specified) for part in node.values)
+        if specified:
+            return ast.Call(ast.Attribute(ast.Constant(template), "format", ast.Load()), values, [])
+        if values:
+            return ast.BinOp(ast.Constant(template), ast.Mod(), ast.Tuple(values, ast.Load()))
+        return ast.Constant(template.replace("%%", "%"))
 
-    # Dataclasses
+    def _piece(self, part: ast.expr, for_format: bool) -> str:
+        """One part of an f-string in the template: its text, or the place of a value."""
+        if not isinstance(part, ast.FormattedValue):
+            text = str(ast.literal_eval(part))
+            return text.replace("{", "{{").replace("}", "}}") if for_format else text.replace("%", "%%")
+        as_repr = part.conversion == ord("r")
+        if not for_format:
+            return "%r" if as_repr else "%s"
+        spec = "" if part.format_spec is None else ast.unparse(part.format_spec)[2:-1]
+        if "{" in spec:
+            raise self._unknown(part, "a format specification that is computed")
+        return "{" + ("!r" if as_repr else "") + (f":{spec}" if spec else "") + "}"
+
+    # Classes
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        node.bases = [each for each in node.bases if ast.unparse(each) not in ("StrEnum", "IntEnum")]
         options = [each for each in node.decorator_list if ast.unparse(each).startswith("dataclass")]
         fields = _fields(node) if options else []
         node.body = [each for each in node.body if not _is_docstring(each)]
@@ -160,6 +198,9 @@ def {node.name}(_kept=[]):
             node.body = [*_methods(node, fields, ast.unparse(options[0])), *node.body]
         node.body = node.body or [ast.Pass()]
         return node
+
+    def _unknown(self, node: ast.AST, what: str) -> LoweringError:
+        return LoweringError(f"{self.path}:{getattr(node, 'lineno', 0)}: {what}")
 
     def _body(self, statements: Sequence[ast.stmt]) -> list[ast.stmt]:
         """Every statement visited; those that vanish are left out, and one that becomes several is spread."""

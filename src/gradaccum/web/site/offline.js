@@ -1,6 +1,7 @@
 // After the first visit the page works without a network. VERSION and FILES are written by the build.
 
-const VERSION = "@VERSION@";
+const HERE = "gradaccum " + self.registration.scope + " "; // one host may serve several folders
+const VERSION = HERE + "@VERSION@";
 const FILES = "@FILES@".split(" ");
 
 self.addEventListener("install", (event) => {
@@ -8,7 +9,7 @@ self.addEventListener("install", (event) => {
 });
 
 self.addEventListener("activate", (event) => {
-  const stale = (names) => names.filter((name) => name.startsWith("gradaccum-") && name !== VERSION);
+  const stale = (names) => names.filter((name) => name.startsWith(HERE) && name !== VERSION);
   event.waitUntil(
     caches.keys().then((names) => Promise.all(stale(names).map((name) => caches.delete(name)))).then(() => self.clients.claim()),
   );
@@ -16,7 +17,6 @@ self.addEventListener("activate", (event) => {
 
 self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET" || !event.request.url.startsWith(self.registration.scope)) return;
-  event.respondWith(
-    caches.match(event.request, { ignoreSearch: true, cacheName: VERSION }).then((kept) => kept || fetch(event.request)),
-  );
+  const kept = caches.match(event.request, { ignoreSearch: true, cacheName: VERSION }); // a permalink is the page
+  event.respondWith(kept.then((file) => file || fetch(event.request)));
 });

@@ -1,0 +1,89 @@
+"""CPython and MicroPython give the same answers to the byte: the JSON of the API and the whole page as HTML."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gradaccum.web.site import build
+from tests.web.site.vectors import PLAIN, answers, digests, queries
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+HOST = Path(build.PACKAGE) / "web" / "site" / "host.js"
+
+
+@pytest.fixture
+def micropython(node, site, tmp_path):
+    """micropython(sources, queries, *flags): the lines that Node prints."""
+
+    def run(sources, asked, *flags):
+        (tmp_path / "sources.json").write_text(json.dumps(sources))
+        command = [node, HERE / "vectors.mjs", HOST, site / "engine" / "micropython.wasm", tmp_path / "sources.json"]
+        done = subprocess.run([*command, *flags], input=json.dumps(asked), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def differing(micropython, sources, asked):
+    return [
+        query
+        for query, *pair in zip(asked, digests(asked), micropython(sources, asked), strict=True)
+        if pair[0] != pair[1]
+    ]
+
+
+@pytest.mark.timeout(1200)
+def test_20_000_answers_are_the_same(micropython):
+    asked, sources = queries(20_000), build.lowered_sources()
+    plans = sum('"schema_version"' in answers(query)[0] for query in asked[:500])
+    assert 150 < plans < 350  # both what gives a plan and what does not
+    shares = [asked[first :: os.cpu_count() or 1] for first in range(os.cpu_count() or 1)]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        found = [
+            query for each in pool.map(lambda share: differing(micropython, sources, share), shares) for query in each
+        ]
+    assert not found, report(micropython, sources, found)
+
+
+def report(micropython, sources, found):
+    """The first few differences, each with what stands around it."""
+    lines = [f"{len(found)} differ"]
+    for query, line in zip(found[:5], micropython(sources, found[:5], "--whole"), strict=True):
+        for what, ours, theirs in zip(("JSON", "HTML"), answers(query), json.loads(line), strict=True):
+            if ours != theirs:
+                place = next((i for i, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1]), 0)
+                place = max(0, place - 60)
+                lines += [
+                    f"{query[:200]!r}, {what}:",
+                    repr(ours[place : place + 200]),
+                    repr(theirs[place : place + 200]),
+                ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    [
+        ("gradaccum/show/sections.py", "sequences per update", "sequences per Update"),
+        ("gradaccum/core/arithmetic.py", "2 * goal + block", "2 * goal + block - 1"),
+        ("gradaccum/web/site/prelude.py", "size - place if reverse else place", "size - place"),
+        ("gradaccum/web/site/json_text.py", "range(1, 18)", "range(2, 18)"),
+    ],
+)
+def test_a_planted_difference_is_found(micropython, path, before, after):
+    sources = build.lowered_sources()
+    assert before in sources[path] or before.replace("range", "_range") in sources[path]
+    sources[path] = sources[path].replace(before, after)
+    asked = [*PLAIN, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(60, seed=1)]
+    found = differing(micropython, sources, asked)
+    assert found
+    assert "differ" in report(micropython, sources, found)
