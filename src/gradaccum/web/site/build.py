@@ -24,7 +24,7 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 ROOMS = ("errors.py", "units.py", "core", "catalog", "show", "web/__init__.py", "web/page.py")
 """What the browser runs."""
 
-LEFT_OUT = ("core/sweep.py", "show/notebook.py")
+LEFT_OUT = ("core/link.py", "core/sweep.py", "show/notebook.py")
 """What the page does not use."""
 
 POLICY = (
