@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from fractions import Fraction
 
@@ -98,6 +99,28 @@ def test_ratio_arithmetic(numerator, denominator, count):
     assert hash(ratio) == hash(Ratio(2 * numerator, 2 * denominator))
     assert ratio != "x"
     assert repr(ratio).startswith("Ratio(")
+
+
+@given(st.integers(-(10**99), 10**99), st.integers(0, 60), st.integers(0, 60))
+def test_an_exact_text_keeps_every_digit(numerator, twos, fives):
+    text = units.show_exact(Ratio(numerator, 2**twos * 5**fives))
+    assert Fraction(text) == Fraction(numerator, 2**twos * 5**fives)
+    assert set(text) <= set("-.0123456789")
+
+
+@pytest.mark.parametrize(
+    "ratio", [Ratio(1, 3), Ratio(1, 10**101), Ratio(1, 2**300), Ratio(10**100), Ratio(-(10**5000))]
+)
+def test_no_text_of_a_hundred_digits_is_exact(ratio):
+    assert units.show_exact(ratio) == ""
+
+
+@given(st.integers(1, 10**700), st.integers(1, 10**30))
+def test_a_rounded_ratio_is_a_number_at_any_size(numerator, denominator):
+    found = units.rounded_ratio(Ratio(numerator, denominator))
+    exact = Fraction(numerator, denominator)
+    assert abs(Fraction(found) - exact) * 1999 <= exact  # half of the fourth digit
+    assert json.loads(json.dumps(found)) == found
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(1, 10**30), st.integers(1, 9))

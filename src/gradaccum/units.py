@@ -261,6 +261,15 @@ def decimal(figure: int, power: int) -> Ratio:
     return Ratio(figure * 10 ** max(power, 0), 10 ** max(-power, 0))
 
 
+def rounded_ratio(ratio: Ratio) -> int | float:
+    """The same of a ratio; beyond what a float holds an integer, which JSON takes at any size."""
+    figure, _, exponent = show_ratio(ratio.numerator, ratio.denominator).partition("e")
+    if int(exponent or 0) < 300:
+        return rounded(float(ratio))
+    whole, _, decimals = figure.partition(".")
+    return int(whole + decimals) * int(10 ** (int(exponent) - len(decimals)))
+
+
 def number(ratio: Ratio | None) -> int | float | None:
     """A ratio as a JSON number."""
     if ratio is None:
@@ -316,6 +325,20 @@ def _decimal_exponent(numerator: int, denominator: int) -> int:
 def _at_least_power(numerator: int, denominator: int, power: int) -> bool:
     """numerator / denominator >= 10 ** power."""
     return bool(numerator * 10 ** max(-power, 0) >= denominator * 10 ** max(power, 0))
+
+
+def show_exact(ratio: Ratio) -> str:
+    """Every digit of a ratio, as read_ratio reads it: `0.123456`; "" where that takes more than MAX_DIGITS digits."""
+    places = 0
+    while 10**places % ratio.denominator:
+        places += 1
+        if places > MAX_DIGITS:
+            return ""
+    if abs(ratio.numerator) >= 10**MAX_DIGITS:
+        return ""
+    whole, decimals = divmod(abs(ratio.numerator) * 10**places // ratio.denominator, 10**places)
+    sign = "-" if ratio.numerator < 0 else ""
+    return f"{sign}{whole}" + (f".{str(10**places + decimals)[1:]}" if places else "")
 
 
 def show_bytes(count: int) -> str:

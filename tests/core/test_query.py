@@ -5,34 +5,17 @@ from __future__ import annotations
 import itertools
 import urllib.parse
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradaccum import InputError
 from gradaccum.core.fields import FIELDS
 from gradaccum.core.query import DEFAULTS, MAX_QUERY, parse_query, to_query, with_defaults
+from gradaccum.units import Ratio
 
 TEXT = st.text(max_size=12)
-EDGES = (
-    0x41,
-    0x7F,
-    0x80,
-    0x8F,
-    0x90,
-    0x9F,
-    0xA0,
-    0xBF,
-    0xC0,
-    0xC2,
-    0xDF,
-    0xE0,
-    0xE1,
-    0xED,
-    0xEF,
-    0xF0,
-    0xF1,
-    0xF4,
-    0xF5,
-)
+EDGES = list(bytes.fromhex("41 7F 80 8F 90 9F A0 BF C0 C2 DF E0 E1 ED EF F0 F1 F4 F5"))
 VALUES = st.dictionaries(st.sampled_from([spec.name for spec in FIELDS]), TEXT, max_size=6)
 
 
@@ -72,6 +55,16 @@ def test_defaults_fill_only_what_is_needed():
     assert "target_batch" not in with_defaults({"target_tokens": "4M"})
     assert with_defaults({"target_batch": ""})["target_batch"] == ""
     assert with_defaults({"micro_batch": "1", "num_gpus": "1", "accum_steps": "2"}).get("target_batch") is None
+
+
+def test_numbers_are_written_to_the_last_digit():
+    values = {**DEFAULTS, "epochs": Ratio(123456789, 10**8), "learning_rate": 1.23456789e-5, "dataset_size": 10**40 + 1}
+    query = to_query(values)
+    assert query == f"dataset_size=1{'0' * 39}1&epochs=1.23456789&learning_rate=1.23456789e-05"
+    assert to_query({**DEFAULTS, "micro_batch": 4, "rounding": "round", "target_batch": None}) == "target_batch="
+    for name, value in (("micro_batch", 10**100), ("epochs", Ratio(1, 3)), ("micro_batch", True)):
+        with pytest.raises(InputError, match=f"^{name}: cannot be written in a link"):
+            to_query({name: value})
 
 
 def test_what_a_query_may_not_be():

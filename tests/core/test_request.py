@@ -10,6 +10,7 @@ import gradaccum
 from gradaccum import InputError, Request
 from gradaccum.core import fields
 from gradaccum.core.request import over_preset, read_inputs
+from gradaccum.units import Ratio
 
 
 def problems(**inputs):
@@ -76,6 +77,21 @@ def test_whole_numbers_of_other_libraries():
             return 8
 
     assert read_inputs({"num_gpus": Eight()}).num_gpus == 8
+
+
+def test_decimals_of_other_libraries():
+    class Half(float):
+        def __repr__(self):
+            return "np.float64(0.5)"
+
+    request = read_inputs({"epochs": Half(0.5), "dataset_size": 8, "learning_rate": Half(0.5), "base_batch": 8})
+    assert request.epochs == Ratio(1, 2)
+    assert repr(request.learning_rate) == "0.5"
+
+
+def test_a_learning_rate_is_a_float_however_it_is_given():
+    rates = [read_inputs({"learning_rate": rate, "base_batch": 8}).learning_rate for rate in (1, 1.0, "1")]
+    assert [repr(rate) for rate in rates] == ["1.0"] * 3
 
 
 def test_lists_and_ranges_belong_to_a_table():

@@ -59,6 +59,12 @@ def test_a_quotient_that_is_no_float_gives_no_rate():
     )
 
 
+def test_a_rate_that_is_no_float_is_none():
+    inputs = {"micro_batch": 10**90, "num_gpus": 10**90, "accum_steps": 10**90}
+    assert gradaccum.plan(**inputs, base_batch=1, learning_rate=1e29).scaled_rates
+    assert gradaccum.plan(**{**inputs, "num_gpus": 10**100}, base_batch=1, learning_rate=1e29).scaled_rates == ()
+
+
 def test_json_holds_numbers():
     plan = gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=512, base_batch=64, learning_rate="3e-4")
     linear, root = plan.to_dict()["scaled_rates"]

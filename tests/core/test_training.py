@@ -94,6 +94,11 @@ def test_cerebras_111m_trains_on_twenty_tokens_per_parameter():
     assert round(float(found.tokens_per_param), 1) == 20.0
 
 
+def test_tokens_per_parameter_beyond_every_float():
+    sizes = dict.fromkeys(("micro_batch", "num_gpus", "accum_steps", "sequence_length", "updates"), 10**90 + 7)
+    assert gradaccum.plan(**sizes, params=1).to_dict()["tokens_per_param"] == 10**450
+
+
 def test_warmup_as_a_share_rounds_up_as_in_hugging_face_trainer():
     """transformers: math.ceil(num_training_steps * warmup_ratio)."""
     inputs = {"micro_batch": 1, "num_gpus": 1, "accum_steps": 1, "updates": 1001}

@@ -12,11 +12,11 @@ from gradaccum.core.rules import findings
 from gradaccum.core.scaling import ScaledRate, scaled_rates
 from gradaccum.core.solve import solve
 from gradaccum.core.training import Training, training
-from gradaccum.units import number, rounded, show_count, show_percent
+from gradaccum.units import number, rounded, rounded_ratio, show_count, show_percent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
 SCHEMA_VERSION = 1
 
@@ -120,6 +120,32 @@ class Plan:
         """What a notebook shows."""
         return DISPLAY["html"](self) if "html" in DISPLAY else None
 
+    def _repr_mimebundle_(
+        self, include: Container[str] | None = None, exclude: Container[str] | None = None
+    ) -> dict[str, str]:
+        """What a notebook may choose from: `text/plain`, as a terminal shows it, and `text/html`.
+
+        include, exclude: MIME types, as IPython gives them. Nothing in include is no choice; exclude wins.
+        """
+        bundle = {}
+        for kind, show in (("text/plain", self.__str__), ("text/html", self._repr_html_)):
+            if (not include or kind in include) and not (exclude and kind in exclude):
+                shown = show()
+                if shown is not None:
+                    bundle[kind] = shown
+        return bundle
+
+    def link(self, page: str) -> str:
+        """The address of the live page with this plan in it: `https://host/folder/?micro_batch=3`.
+
+        page: where the page is, `https://`, `http://` or `file://`: a folder or its index.html. Its own `loop`,
+        `weighting` and `embed` stay, as does a fragment. Raises InputError where page is no such address, or the plan
+        does not go into one: numbers of more than 100 digits, a query of more than 2,000 characters.
+        """
+        from gradaccum.core.link import link  # not loaded for a plan alone
+
+        return link(page, self.request)
+
     def to_dict(self) -> dict[str, object]:
         """The JSON contract: plain ints, strings, lists and None. `schema_version` is 1."""
         return _to_dict(self)
@@ -202,7 +228,7 @@ def _to_dict(plan: Plan) -> dict[str, object]:
         "supervised_fraction": number(request.supervised_fraction),
         "loss_tokens_per_step": run.loss_tokens_per_step,
         "params": request.params,
-        "tokens_per_param": run.tokens_per_param and rounded(float(run.tokens_per_param)),
+        "tokens_per_param": run.tokens_per_param and rounded_ratio(run.tokens_per_param),
         "gradient_dtype": request.gradient_dtype,
         "learning_rate": request.learning_rate,
         "base_batch": request.base_batch,

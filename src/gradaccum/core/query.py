@@ -6,9 +6,9 @@ What a query leaves out takes the page's defaults; a name with nothing behind it
 from __future__ import annotations
 
 from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF
-from gradaccum.core.request import unknown_name
-from gradaccum.errors import Problem
-from gradaccum.units import show_count
+from gradaccum.core.request import read_value, unknown_name
+from gradaccum.errors import InputError, Problem
+from gradaccum.units import MAX_DIGITS, Ratio, show_count, show_exact
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ DEFAULTS = {"micro_batch": "4", "num_gpus": "8", "target_batch": "500", "sequenc
 
 MAX_QUERY = 2000
 """Characters of a query string that are read."""
+
+VIEW = ("preset", "loop", "weighting", "embed")
+"""Query parameters that are no inputs: where the inputs start from, and how the page shows the plan."""
 
 _PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~,"
 
@@ -70,7 +73,10 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def to_query(values: Mapping[str, object]) -> str:
-    """The shortest query that reads back as `values` (with_defaults of it): no "?", defaults left out."""
+    """The shortest query that reads back as `values` (with_defaults of it): no "?", defaults left out.
+
+    Values are texts, or numbers as a Request holds them. Raises InputError for a number that no text gives exactly.
+    """
     wanted = {name: text for name, text in _texts(values).items() if text != _fixed_default(name)}
     kept = {name: text for name, text in wanted.items() if text != DEFAULTS.get(name)}
     for _ in DEFAULTS:  # each round names one more main input, where leaving it out would bring another value
@@ -85,8 +91,40 @@ def to_query(values: Mapping[str, object]) -> str:
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     """The inputs that have something behind them, as text."""
-    texts = {name: str(value).strip() for name, value in values.items() if value is not None and name in BY_NAME}
+    texts = {
+        name: value.strip() if isinstance(value, str) else exact_text(name, value)
+        for name, value in values.items()
+        if value is not None and name in BY_NAME
+    }
     return {name: text for name, text in texts.items() if text}
+
+
+def exact_text(name: str, value: object) -> str:
+    """The text that the input `name` reads as `value`, to the last digit. Raises InputError where there is none."""
+    text = ""
+    if isinstance(value, Ratio):
+        text = show_exact(value)
+    elif isinstance(value, float):
+        text = repr(float(value))  # the shortest that reads back; float(): other libraries' floats say more
+    elif isinstance(value, int) and abs(value) < 10**MAX_DIGITS:
+        text = str(value)
+    if not (text and reads_as(name, text, value)):
+        raise InputError(
+            Problem(
+                name,
+                f"cannot be written in a link: no number of at most {MAX_DIGITS} digits is exactly that",
+                [str(value)] if isinstance(value, Ratio) else [],
+            )
+        )
+    return text
+
+
+def reads_as(name: str, text: str, value: object) -> bool:
+    """Whether the input `name` reads `text` as `value`."""
+    try:
+        return read_value(name, text) == value
+    except InputError:
+        return False
 
 
 def _fixed_default(name: str) -> str:

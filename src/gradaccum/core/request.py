@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, Field
+from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS, NAME_OF, RATIO, REAL, Field
 from gradaccum.errors import InputError, Problem, lowered, nearest_words
 from gradaccum.units import Ratio, quote, read_count, read_ratio, read_real, show_count
 
@@ -167,13 +167,13 @@ def read_value(name: str, raw: object) -> object:
         else:
             value = lowered(raw.strip()) if spec.kind == CHOICE else read_real(raw, spec.name)
     elif spec.kind == RATIO and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        value = read_ratio(repr(raw), spec.name)
+        value = read_ratio(repr(float(raw) if isinstance(raw, float) else raw), spec.name)
     elif spec.kind == COUNT and hasattr(raw, "__index__") and not isinstance(raw, bool):
         value = raw.__index__()  # int, and the whole numbers of other libraries
     problem = _invalid(spec, value)
     if problem:
         raise InputError(problem)
-    return value
+    return float(value) if spec.kind == REAL else value  # type: ignore[arg-type]
 
 
 # What is wrong with values that were read

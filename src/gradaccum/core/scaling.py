@@ -28,11 +28,13 @@ class ScaledRate:
 def scaled_rates(learning_rate: float, base_batch: int, effective_batch: int) -> tuple[ScaledRate, ...]:
     """The learning rate that worked at base_batch, scaled to effective_batch; batches in sequences.
 
-    linear: lr x k; square root: lr x sqrt(k); k = effective_batch / base_batch. Empty where k is no finite float.
+    linear: lr x k; square root: lr x sqrt(k); k = effective_batch / base_batch. Empty where one is no finite float.
     """
     try:
         factor = float(Ratio(effective_batch, base_batch))
     except OverflowError:
+        return ()
+    if learning_rate * factor == math.inf:
         return ()
     warmup = f"with {WARMUP_EPOCHS} epochs of gradual warm-up from the base rate, " if factor > 1 else ""
     return (

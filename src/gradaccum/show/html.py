@@ -45,8 +45,6 @@ def escape(text: str) -> str:
         text = text.replace('"', "&quot;")
     if "'" in text:
         text = text.replace("'", "&#39;")
-    if "\0" in text:  # no HTML may hold it
-        text = text.replace("\0", "\ufffd")
     return text
 
 

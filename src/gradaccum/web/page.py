@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gradaccum.catalog.runs import find_run, published_runs
 from gradaccum.core.fields import COUNT, FIELDS, RATIO
 from gradaccum.core.plan import make_plan
-from gradaccum.core.query import parse_query, to_query, with_defaults
+from gradaccum.core.query import VIEW, parse_query, to_query, with_defaults
 from gradaccum.core.request import over_preset, read_inputs, unit_named
 from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from gradaccum.core.fields import Field
     from gradaccum.core.plan import Plan
     from gradaccum.show.html import Markup
-
-VIEW = ("preset", "loop", "weighting", "embed")
-"""Query parameters that are no inputs: where the inputs start from, and how the page shows the plan."""
 
 KEPT = {
     "loop": tuple(name for name, _ in STRATEGIES),
