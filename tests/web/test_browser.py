@@ -4,70 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from gradaccum.show.loop import training_loop
 from gradaccum.web.page import answer
+from tests.web.conftest import WIDE
 
 pytestmark = pytest.mark.slow
 
-WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 360, "height": 740}
+PHONE = {"width": 360, "height": 740}
 DEFAULT_AXE = {"resultTypes": ["violations"]}
-
-
-@pytest.fixture(scope="module")
-def address():
-    command = [sys.executable, "-m", "gradaccum", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        yield process.stdout.readline().strip()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-
-
-@pytest.fixture(scope="module")
-def chromium(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, address):
-    """visit(query, **context): a page on which every complaint and every foreign request fails the test."""
-    contexts, complaints = [], []
-
-    def open_page(query="", **options):
-        context = chromium.new_context(**{"viewport": WIDE, **options})
-        contexts.append(context)
-
-        def route(request):
-            if urlsplit(request.request.url).hostname == "127.0.0.1":
-                request.continue_()
-            else:
-                complaints.append(f"asked for {request.request.url}")
-                request.abort()
-
-        context.route("**/*", route)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(address + (f"?{query}" if query else ""))
-        return page
-
-    open_page.complaints = complaints
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 @contextmanager

@@ -12,6 +12,7 @@ let pending = new AbortController();
 let here = location.search; // what the address bar asks
 let quiet = 0;
 let settling = 0;
+let unwritten = null; // the query of an edit that the address bar does not show yet
 
 document.documentElement.classList.add("live");
 
@@ -46,19 +47,31 @@ function show({ ok, errors, echoes, values, results, title, query, summary }, fi
 
 // The address follows a moment after the last edit: writing it costs a layout, and browsers bound how often it may be.
 function address(query, remember) {
-  clearTimeout(settling);
   const json = document.getElementById("json"); // not there when embedded
   if (json) json.href = "api/plan?" + query;
-  const write = () => {
-    try {
-      if (remember) history[remember](null, "", "?" + query);
-    } catch {
-      // A page opened as a file, or in a sandbox, may not be allowed an address of its own.
-    }
-    here = location.search;
-    tell();
-  };
-  remember === "replaceState" ? (settling = setTimeout(write, 250)) : write();
+  clearTimeout(settling);
+  if (remember === "replaceState") {
+    unwritten = query;
+    settling = setTimeout(settle, 250);
+  } else {
+    settle(); // so that the way back leads to the last edit
+    write(query, remember);
+  }
+}
+
+function settle() {
+  if (unwritten !== null) write(unwritten, "replaceState");
+}
+
+function write(query, remember) {
+  unwritten = null;
+  try {
+    if (remember) history[remember](null, "", "?" + query);
+  } catch {
+    // A page opened as a file, or in a sandbox, may not be allowed an address of its own.
+  }
+  here = location.search;
+  tell();
 }
 
 // In an iframe: the page around it may follow the query and the height.

@@ -3,15 +3,12 @@
 // module.
 
 const HEAP = 16 * 1024 * 1024; // bytes
+const PATIENCE = 500; // milliseconds after the page's load that its first paint is waited for
 const WAIT = 1500; // milliseconds after which a person is told what the page waits for
 const FROM_FILE = location.protocol === "file:";
 const files = new URL(".", document.currentScript.src);
 
-const python = new Promise((resolve, reject) => {
-  const start = () => requestAnimationFrame(() => setTimeout(() => load().then(resolve, reject))); // after first paint
-  if (document.readyState === "complete") start();
-  else addEventListener("load", start, { once: true });
-}).catch((error) => {
+const python = firstPaint().then(load).catch((error) => {
   console.info("gradaccum: the engine did not start:", error);
   const why = FROM_FILE
     ? "this browser does not let a page that was opened as a file do that. Serve its folder instead: run \u201cpython3 -m http.server\u201d in it and open http://localhost:8000/."
@@ -23,6 +20,14 @@ const python = new Promise((resolve, reject) => {
   throw new Error(words);
 });
 python.catch(() => {}); // said above
+
+// The engine waits for the first paint; a page that is not looked at paints nothing, and waits for its own load alone.
+function firstPaint() {
+  return new Promise((done) => {
+    new PerformanceObserver(done).observe({ type: "paint", buffered: true });
+    addEventListener("load", () => setTimeout(done, PATIENCE), { once: true });
+  });
+}
 
 async function load() {
   const late = setTimeout(() => tellThem("Starting the calculator\u2026"), WAIT);
