@@ -1,7 +1,7 @@
-"""The live page in Chromium: from an edit to the DOM and to paint, the first visit, and the server's start.
+"""The live page in Chromium, served and as static files: an edit until the DOM and paint, the first visit, the start.
 
-Beside it, in the same browser and turn by turn, the smallest page that makes the same round trip (bare_page.py): the
-ratio says what our arithmetic and rendering cost beyond it.
+Beside them, in the same browser and turn by turn, the smallest page that makes a round trip (bare_page.py): the ratio
+says what our arithmetic and rendering cost beyond it. The static page makes none; a plain host serves its files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import sync_playwright
 
-from benchmarks.common import Spread, asked_runs, ratios, spread, table, take_turns, verdict, write_result
+from benchmarks.common import CACHE, Spread, asked_runs, ratios, spread, table, take_turns, verdict, write_result
 from benchmarks.environments import own_environment, plain_environ
 from tests import browser as chromium
 
@@ -32,17 +32,22 @@ if TYPE_CHECKING:
 
     Sample = Mapping[str, float]
 
-WHAT = "the live page on loopback: an edit, a first visit and the server's start, beside the smallest possible page"
+WHAT = "the live page on loopback, served and as static files: an edit, a first visit and the start, beside a bare page"
 RUNS = 300
 """Edits of each page: every one is a key pressed."""
 VISITS, STARTS = 20, 10
-LIMIT = 16
-"""Milliseconds from an edit's event to the DOM, at the 95th percentile."""
+LIMIT, STATIC_LIMIT = 16, 5
+"""Milliseconds from an edit's event to the DOM: served at the 95th percentile, static at the median."""
+LIVE_LIMIT, BYTES_LIMIT = 1000, 300_000
+"""Of a first visit to the static page: milliseconds to the first result that its engine gives, and bytes in all."""
+ASKED = "target_batch=640"
+"""A permalink: the served page comes with its result, the static one has to start its engine for it."""
 PATIENCE = 10
 """Seconds until what does not answer is a failure."""
 
-OURS, BARE = "gradaccum serve", "bare page"
+OURS, STATIC, BARE = "gradaccum serve", "static files", "bare page"
 EVENT_TO_DOM = "edit: event to DOM"
+PERMALINK = "first visit by a permalink: its result painted"
 HERE = Path(__file__).parent
 
 
@@ -88,20 +93,25 @@ def main() -> None:
         sys.exit(chromium.MISSING)
     environment = own_environment("gradaccum-web", "[web]")
     python = environment.program("python")
+    folder = str(CACHE / "site")
+    subprocess.run([environment.program("gradaccum"), "site", "build", folder], check=True, stdout=subprocess.DEVNULL)
+    fields = ("micro_batch", "num_gpus", "target_batch", "sequence_length")
     sites = {
         BARE: Site((python, str(HERE / "bare_page.py")), ("field",)),
-        OURS: Site(
-            (environment.program("gradaccum"), "serve", "--port", "0"),
-            ("micro_batch", "num_gpus", "target_batch", "sequence_length"),
-        ),
+        OURS: Site((environment.program("gradaccum"), "serve", "--port", "0"), fields),
+        STATIC: Site((python, str(HERE / "static_host.py"), folder), fields),
     }
-    starts = take_turns({name: site.start for name, site in sites.items()}, min(runs, STARTS))
-    with sync_playwright() as playwright, sites[BARE].served() as bare, sites[OURS].served() as ours:
+    starts = take_turns({name: sites[name].start for name in (BARE, OURS)}, min(runs, STARTS))
+    with sync_playwright() as playwright, ExitStack() as running:
+        addresses = {name: running.enter_context(site.served()) for name, site in sites.items()}
         # Chromium's sandbox does not start for the superuser, as in a container.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=executable, args=arguments)
-        addresses = {BARE: bare, OURS: ours}
         visits = take_turns({name: partial(visit, browser, addresses[name]) for name in sites}, min(runs, VISITS))
+        asked = take_turns(
+            {name: partial(visit, browser, f"{addresses[name]}?{ASKED}") for name in (OURS, STATIC)}, min(runs, VISITS)
+        )
+        sent = _bytes_sent(browser, addresses[STATIC])
         editors = {name: Editor(_open(browser, addresses[name]), site.fields) for name, site in sites.items()}
         edits = take_turns({name: editor.edit for name, editor in editors.items()}, runs)
         version = browser.version
@@ -114,14 +124,26 @@ def main() -> None:
         "edit: event to the last part of the page": _column(edits, "whole"),
         "edit: event to paint of all of it": _column(edits, "paint"),
         "first visit: first result painted": _column(visits, "visible"),
+        PERMALINK: _column(asked, "asked"),
         "server: start to whole page": {name: [1000 * each for each in starts[name]] for name in starts},
     }
     measured = {name: _beside(column) for name, column in times.items()}
-    print(table(["ms", "p50", "p95", "bare p50", "bare p95", "ratio"], [_row(*each) for each in measured.items()]))
+    header = [
+        "ms, p50 and p95",
+        *(f"{name} {each}" for name in (OURS, STATIC, BARE) for each in ("p50", "p95")),
+        "ratio",
+    ]
+    print(table(header, [_row(*each) for each in measured.items()]))
     first = {name: {key: visits[name][0][key] for key in ("requests", "bytes")} for name in sites}
+    first[STATIC]["bytes_with_its_worker"] = sent
     for name, each in first.items():
         print(f"first visit of {name}: {each['requests']:.0f} requests, {each['bytes'] / 1000:.1f} kB")
-    limit = verdict("95th percentile of event to DOM, ms", measured[EVENT_TO_DOM][OURS]["p95"], LIMIT)
+    limits = [
+        verdict("served, 95th percentile of event to DOM, ms", measured[EVENT_TO_DOM][OURS]["p95"], LIMIT),
+        verdict("static, median of event to DOM, ms", measured[EVENT_TO_DOM][STATIC]["median"], STATIC_LIMIT),
+        verdict("static, first result of its engine, median, ms", measured[PERMALINK][STATIC]["median"], LIVE_LIMIT),
+        verdict("static, first visit, bytes in all", sent, BYTES_LIMIT),
+    ]
     write_result(
         "page",
         WHAT,
@@ -130,27 +152,46 @@ def main() -> None:
         {name: environment.version(name) for name in ("gradaccum", "starlette", "uvicorn")} | {"chromium": version},
         visits=min(runs, VISITS),
         starts=min(runs, STARTS),
-        limit=limit,
+        limits=limits,
         measured_ms=measured,
         first_visit=first,
     )
 
 
 def visit(browser: Browser, address: str) -> Sample:
-    """A visit with nothing cached: requests, bytes on the wire, and milliseconds to the first result on the screen."""
+    """A visit with nothing cached: requests, bytes on the wire, and milliseconds to the first result on the screen.
+
+    asked: to the result of ASKED, where the address asks for it.
+    """
     context = browser.new_context()
     page = context.new_page()
     sizes = []
     page.on("requestfinished", lambda request: sizes.append(request.sizes()))
     page.add_init_script(path=HERE / "page_probe.js")
     page.goto(address, wait_until="networkidle")
-    visible = page.evaluate("benchmark.visible")
+    sample = {"visible": page.evaluate("benchmark.visible")}
+    if ASKED in address:
+        page.wait_for_function("benchmark.asked")
+        sample["asked"] = page.evaluate("benchmark.asked")
     context.close()
-    return {
-        "visible": visible,
+    return sample | {
         "requests": len(sizes),
         "bytes": sum(each["responseHeadersSize"] + each["responseBodySize"] for each in sizes),
     }
+
+
+def _bytes_sent(browser: Browser, address: str) -> int:
+    """What the static page's host sends for one first visit, its service worker's requests and an edit included."""
+    context = browser.new_context()
+    before = int(context.request.get(address + "-/sent").text())
+    page = context.new_page()
+    page.goto(address, wait_until="networkidle")
+    page.wait_for_function("navigator.serviceWorker.controller")
+    page.fill("#target_batch", "640")
+    page.wait_for_function("document.title.includes('640')")
+    after = int(context.request.get(address + "-/sent").text())
+    context.close()
+    return after - before
 
 
 class Editor:
@@ -181,21 +222,23 @@ def _open(browser: Browser, address: str) -> Page:
 
 
 def _column(samples: Mapping[str, Sequence[Sample]], key: str) -> dict[str, list[float]]:
-    return {name: [sample[key] for sample in samples[name]] for name in samples}
+    """The times of every site that has them: without a server there is no request."""
+    return {name: [each[key] for each in found] for name, found in samples.items() if key in found[0]}
 
 
 def _beside(times: Mapping[str, Sequence[float]]) -> dict[str, Spread]:
-    """Ours, the bare page, and the ratio turn by turn."""
-    return {
-        OURS: spread(times[OURS]),
-        BARE: spread(times[BARE]),
-        "ratio": spread(ratios(times[OURS], times[BARE])),
-    }
+    """Every site, and the served page's ratio to the bare one turn by turn."""
+    found = {name: spread(times[name]) for name in (OURS, STATIC, BARE) if name in times}
+    return found | ({"ratio": spread(ratios(times[OURS], times[BARE]))} if BARE in times else {})
 
 
 def _row(name: str, found: Mapping[str, Spread]) -> list[str]:
-    cells = [f"{found[site][each]:.1f}" for site in (OURS, BARE) for each in ("median", "p95")]
-    return [name, *cells, f"{found['ratio']['median']:.2f}"]
+    cells = [
+        f"{found[site][each]:.1f}" if site in found else ""
+        for site in (OURS, STATIC, BARE)
+        for each in ("median", "p95")
+    ]
+    return [name, *cells, f"{found['ratio']['median']:.2f}" if "ratio" in found else ""]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
   const WATCHED = "#results";
   const ANSWER = "#part-answer"; // the headline numbers; the bare page has nothing but its result
   const QUIET = 60; // milliseconds without another change, after which an edit is done
-  const probe = (window.benchmark = { visible: null });
+  const ASKED = "640"; // the batch that a visit by a permalink asks for
+  const probe = (window.benchmark = { visible: null, asked: null });
   let edit = null;
 
   // The second frame after a change begins once the first, which paints it, is over: at most one frame too late.
@@ -18,6 +19,14 @@
     painted((now) => (probe.visible = now));
   });
   arrival.observe(document, { childList: true, subtree: true });
+
+  // The result that the address asked for, which a page without a server calculates first.
+  const result = new MutationObserver(() => {
+    if (document.querySelector(".batch .number")?.textContent !== ASKED) return;
+    result.disconnect();
+    painted((now) => (probe.asked = now));
+  });
+  result.observe(document, { childList: true, subtree: true });
 
   // An edit: from the input event's own time stamp to the last change that it brought.
   addEventListener("input", (event) => edit && (edit.begun ??= event.timeStamp), true);
@@ -41,13 +50,12 @@
     }
     // Not the last request: Chromium asks for the icon again when the address changes.
     const [request] = performance.getEntriesByType("resource").filter((entry) => entry.initiatorType === "fetch");
-    edit.resolve({
-      dom: (edit.answered ?? edit.changed) - edit.begun,
-      whole: edit.changed - edit.begun,
-      paint: edit.painted - edit.begun,
+    const answered = edit.answered ?? edit.changed;
+    const asked = request && { // a page without a server asks nobody
       round_trip: request.responseEnd - request.startTime,
-      after_answer: (edit.answered ?? edit.changed) - request.responseEnd,
-    });
+      after_answer: answered - request.responseEnd,
+    };
+    edit.resolve({ dom: answered - edit.begun, whole: edit.changed - edit.begun, paint: edit.painted - edit.begun, ...asked });
     edit = null;
   }
 

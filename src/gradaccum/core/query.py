@@ -141,7 +141,10 @@ def _encode(text: str) -> str:
 
 def _decode(text: str) -> str:
     """Percent-decoding; what is no valid escape or no valid UTF-8 stays visible as it is."""
-    raw = text.replace("+", " ").encode()
+    text = text.replace("+", " ")
+    if "%" not in text:
+        return text
+    raw = text.encode()
     out = bytearray()
     position = 0
     while position < len(raw):

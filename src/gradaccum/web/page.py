@@ -256,9 +256,11 @@ def _echoes(asked: Answer) -> dict[str, str]:
     """How a text was understood where it is not plain, and what was found for a field that was left blank."""
     echoes: dict[str, str] = {}
     for spec in FIELDS:
-        text = asked.values.get(spec.name, "").strip()
-        if not text or spec.kind not in (COUNT, RATIO):
-            continue
+        text = asked.values.get(spec.name, "").strip() if spec.kind in (COUNT, RATIO) else ""
+        if not text or (
+            spec.kind == COUNT and len(text) <= 4 and text.isdigit() and text[0] != "0" and spec.name not in SHOWN_IN
+        ):
+            continue  # a short plain number is understood as it stands
         try:
             understood = _understood(spec, text)
         except InputError:

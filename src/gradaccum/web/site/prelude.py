@@ -67,6 +67,9 @@ def _rstrip(text):  # type: ignore[no-untyped-def]
 
 
 def _strip(text):  # type: ignore[no-untyped-def]
+    text = text.strip(" \t\n\r")  # mostly that is all
+    if not text or ("!" <= text[0] <= "~" and "!" <= text[-1] <= "~"):
+        return text
     return _lstrip(_rstrip(text))  # type: ignore[no-untyped-call]
 
 
