@@ -8,7 +8,7 @@ from gradaccum.core.solve import WINDOW, Sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     _Found = tuple[int, int, int, int]  # drift, ranks, micro-batch, accumulation steps
 
@@ -99,28 +99,37 @@ def _closest(goal: Goal, ranks: list[int], smallest: int, largest: int, below: i
     `gap` falls to that of the last kept one while we look.
     """
     found: list[_Found] = []
-    gap, own = below - 1, ranks[0]
+    gap, own, amount = below - 1, ranks[0], goal.amount
 
     def order(one: _Found) -> tuple[int, int, int, int, bool]:
         drift, count, micro_batch, _ = one
         return abs(drift), abs(count - own), count, -micro_batch, drift < 0
 
     for count in ranks:
+        row = count * goal.unit
         least = smallest if count == own else max(smallest, largest - MICRO_BATCHES_VARIED + 1)
         # One micro-step of more than the goal only drifts further as it grows: MOST of these are enough.
-        most = min(largest, max(goal.amount // (count * goal.unit), least - 1) + MOST)
+        most = min(largest, max(amount // row, least - 1) + MOST)
         for micro_batch in range(most, least - 1, -1):
             if gap < 0 or (gap == 0 and len(found) >= MOST):
                 break
-            block = count * micro_batch * goal.unit
-            rest = goal.amount % block
+            block = micro_batch * row
+            rest = amount % block
             if rest > gap and block - rest > gap:  # most of them, so they cost this one division
                 continue
-            for drift, accum_steps in _outward(goal.amount, block, gap):
+            for drift, accum_steps in _outward(amount, block, gap):
                 found.append((drift, count, micro_batch, accum_steps))
             if len(found) >= 8 * MOST:
-                found = sorted(found, key=order)[:MOST]
+                found = _best(found, order)
                 gap = abs(found[-1][0])
+    return _best(found, order)
+
+
+def _best(found: list[_Found], order: Callable[[_Found], tuple[int, int, int, int, bool]]) -> list[_Found]:
+    """The first MOST in their order. Most are out by their drift alone, and cost no more than that."""
+    if len(found) > MOST:
+        gap = sorted([abs(each[0]) for each in found])[MOST - 1]
+        found = [each for each in found if abs(each[0]) <= gap]
     return sorted(found, key=order)[:MOST]
 
 

@@ -248,7 +248,9 @@ def test_an_engine_that_does_not_start_leaves_the_default_page_and_says_so(look,
 
 def test_a_permalink_without_an_engine_is_said_to_be_the_default_plan(look):
     page = look("target_batch=640", before=refuse("**/micropython.wasm"), service_workers="block")
-    expect(page.locator(".remark")).to_contain_text("Below is the default plan.")
+    page.wait_for_timeout(2000)  # by then it would say that it is starting
+    expect(page.locator(".remark")).to_have_text(SAID + " Below is the default plan.")
+    expect(page.locator("#json")).to_have_count(0)
     expect(page.locator("#results")).to_have_class("results")
     look.complaints.clear()
 

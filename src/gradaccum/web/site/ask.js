@@ -2,7 +2,7 @@
 // The build joins page.js, host.js and this file into one classic script: a page that is opened as a file may load no
 // module.
 
-const HEAP = 16 * 1024 * 1024; // bytes
+const HEAP = 3 * 1024 * 1024; // bytes at first; what is small stays in the processor's cache, and it grows by itself
 const PATIENCE = 500; // milliseconds after the page's load that its first paint is waited for
 const WAIT = 1500; // milliseconds after which a person is told what the page waits for
 const FROM_FILE = location.protocol === "file:";
@@ -16,6 +16,7 @@ const python = firstPaint().then(load).catch((error) => {
   const words = `The calculator did not start: ${why} Below is the default plan.`;
   tellThem(words);
   form.inert = true;
+  document.getElementById("json")?.remove();
   results.classList.remove("waiting");
   throw new Error(words);
 });
@@ -31,13 +32,16 @@ function firstPaint() {
 
 async function load() {
   const late = setTimeout(() => tellThem("Starting the calculator\u2026"), WAIT);
-  const [wasm] = await Promise.all([engineCode(), script("app.js")]);
-  const python = await startPython(wasm, globalThis.gradaccum.sources, HEAP);
-  const calls = {};
-  for (const name of ["first", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
-  clearTimeout(late);
-  remark?.remove();
-  return calls;
+  try {
+    const [wasm] = await Promise.all([engineCode(), script("app.js")]);
+    const python = await startPython(wasm, globalThis.gradaccum.sources, HEAP);
+    const calls = {};
+    for (const name of ["first", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
+    return calls;
+  } finally {
+    clearTimeout(late);
+    remark?.remove();
+  }
 }
 
 async function engineCode() {
@@ -67,7 +71,7 @@ function tellThem(words) {
   remark.className = "remark";
   remark.setAttribute("role", "status");
   remark.textContent = words;
-  results.prepend(remark);
+  results.parentElement.prepend(remark);
 }
 
 // First what a person looks at; once that is painted, the rest of the results.
