@@ -9,6 +9,7 @@ import gzip
 import http.server
 import mimetypes
 import sys
+import zlib
 from pathlib import Path
 
 
@@ -26,16 +27,20 @@ class Host(http.server.SimpleHTTPRequestHandler):
         if path == "-/sent":
             self.answer(str(Host.sent).encode(), {"Content-Type": "text/plain"})
         elif path in self.files:
+            body = self.files[path]
+            kept = {"Cache-Control": "max-age=600", "ETag": f'"{zlib.crc32(body)}"'}
+            if self.headers["If-None-Match"] == kept["ETag"]:
+                self.answer(b"", kept, 304)
+                return
+            Host.sent += len(body)
             kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-            Host.sent += len(self.files[path])
-            kept = {"Cache-Control": "max-age=600", "Content-Encoding": "gzip"}
-            self.answer(self.files[path], {"Content-Type": kind, **kept})
+            self.answer(body, {"Content-Type": kind, "Content-Encoding": "gzip", **kept})
         else:
             self.send_error(404)
 
-    def answer(self, body: bytes, headers: dict[str, str]) -> None:
-        """Status 200 with these."""
-        self.send_response(200)
+    def answer(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
+        """These, and how long the body is."""
+        self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()

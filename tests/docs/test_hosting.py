@@ -176,6 +176,7 @@ def around(chromium, site, tmp_path):
             page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.goto(own_address + query)
+            open_page.page = page
             return page
 
         open_page.complaints = complaints
@@ -218,6 +219,7 @@ def test_the_frame_of_the_guide_is_as_high_as_the_plan_and_the_address_bar_follo
     page = around(block("html", "<script>"))
     expect(page).to_have_url(re.compile(r"/\?target_batch=512$"))
     frame = page.frame_locator("iframe")
+    expect(frame.locator(".waiting")).to_have_count(0)
     assert frame.locator("header").bounding_box()["height"] <= 1
     frame.get_by_label("Target batch").fill("640")
     expect(steps(page)).to_have_text("20")
@@ -262,10 +264,21 @@ def without(word):
 
 @pytest.mark.slow
 def test_each_permission_of_the_frame_is_needed_for_what_the_guide_says(around):
-    named = re.search(r'allow="[\w-]+" sandbox="([\w -]+)"', block("html", "<script>"))
+    named = re.search(r'allow="[\w-]+"\s+sandbox="([\w -]+)"', block("html", "<script>"))
     assert named
-    assert named.group(1).split() == ["allow-scripts", "allow-same-origin", "allow-forms"]
+    popups = ["allow-popups", "allow-popups-to-escape-sandbox"]
+    assert named.group(1).split() == ["allow-scripts", "allow-same-origin", "allow-forms", *popups]
 
+    with around(block("html", "<script>")).expect_popup() as popup:
+        around.page.frame_locator("iframe").locator("#trainer-0 a").click()
+    assert popup.value.url  # what it opens is blocked here, and no longer of the sandbox
+
+    page = around(without("allow-popups allow-popups-to-escape-sandbox"))
+    page.frame_locator("iframe").locator("#trainer-0 a").click()
+    until(page, lambda: around.complaints)
+    assert ["allow-popups" in each for each in around.complaints] == [True]
+
+    around.complaints.clear()
     frame = around(without("allow-scripts")).frame_locator("iframe")
     expect(frame.locator("noscript .remark")).to_contain_text("Without it, it shows this one plan.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS
-from gradaccum.show.html import el, fragment
+from gradaccum.show.html import el, fragment, outward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def origin(name: str, source: str, url: str, checked: str, notes: str | None, mi
     return el(
         "div",
         {"class": "origin"},
-        el("p", None, el("b", None, name), ", as published: ", el("a", {"href": url, "rel": "noreferrer"}, source)),
+        el("p", None, el("b", None, name), ", as published: ", outward(url, source)),
         el("p", {"class": "hint"}, notes + ". " if notes else None, f"Checked {checked}."),
         el("p", {"class": "hint"}, f"Not published, and filled in by this page: {lacking}.") if lacking else None,
     )

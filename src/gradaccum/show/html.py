@@ -103,6 +103,11 @@ def _text(value: object) -> str:
     raise TypeError(f"only text, integers and markup are shown, not {value!r}")
 
 
+def outward(address: str, label: Child) -> Markup:
+    """A link to another site. It opens beside the page, whose inputs stay; in a frame it could not be shown anyway."""
+    return el("a", {"href": address, "rel": "noreferrer", "target": "_blank"}, label)
+
+
 def linked(text: str) -> Markup:
     """`text` with its https addresses and arXiv numbers as links, for sources."""
     parts: list[Child] = []
@@ -115,6 +120,6 @@ def linked(text: str) -> Markup:
         shown: Child = plain
         if address:
             label = plain[8:] if plain.startswith("https://") else plain
-            shown = el("a", {"href": address, "rel": "noreferrer"}, label)
+            shown = outward(address, label)
         parts.append([" " if parts else None, shown, rest])
     return fragment(parts)

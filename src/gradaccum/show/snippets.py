@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradaccum.core.fields import COUNT, FIELDS
 from gradaccum.errors import InputError
-from gradaccum.show.html import el
+from gradaccum.show.html import el, outward
 from gradaccum.show.loop import training_loop
 from gradaccum.show.loop.form import choose_form
 from gradaccum.show.sections import section
@@ -79,7 +79,7 @@ def settings_section(plan: Plan) -> Markup:
                     {"class": "hint"},
                     setting.note,
                     " ",
-                    el("a", {"href": setting.source, "rel": "noreferrer"}, "Source"),
+                    outward(setting.source, "Source"),
                 ),
             )
             for index, setting in enumerate(trainer_settings(plan))

@@ -127,7 +127,7 @@ def test_links_lead_from_one_to_the_other_and_back(visit, look):
     query = served.url.partition("?")[2]
     again = look(query)
     expect(again.locator(".waiting")).to_have_count(0)
-    assert again.locator("#results").inner_text() == served.locator("#results").inner_text()
+    assert again.locator("#results").text_content() == served.locator("#results").text_content()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,8 @@ def test_it_works_offline_after_the_first_visit(look, host):
     edited(page)
     page.goto(host + "some/folder/?preset=bloom-176b")
     expect(figure(page, "Accumulation steps")).to_have_text("128")
+    page.goto(host + "some/folder/index.html?target_batch=512#results")
+    expect(figure(page, "Effective batch")).to_have_text("512")
 
 
 def test_it_works_from_a_file(chromium, site):
@@ -182,6 +184,17 @@ def test_in_a_frame_it_tells_its_query_and_its_height(look, host, tmp_path):
         heard = page.evaluate("() => heard")
         assert all(set(each) == {"queryString", "height"} for each in heard)
         assert heard[-1]["height"] > 1000
+        with_run = "&dataset_size=1M&epochs=2&learning_rate=3e-4&base_batch=64"
+        for query, wanted in (
+            ("target_batch=512", "16"),
+            ("target_batch=640" + with_run, "20"),
+            ("target_batch=512", "16"),
+        ):
+            page.frames[1].evaluate("(query) => (location.search = query)", query + "&embed=1")
+            expect(frame.locator(".figure", has_text="Accumulation steps").locator(".number")).to_have_text(wanted)
+            page.wait_for_timeout(100)
+        heights = [each["height"] for each in page.evaluate("() => heard")]
+        assert max(heights) > heights[-1]  # a frame that follows shrinks as well
 
 
 def test_without_a_script_it_reads_well(look):

@@ -10,7 +10,7 @@ const files = new URL(".", document.currentScript.src);
 
 const python = firstPaint().then(load).catch((error) => {
   console.info("gradaccum: the engine did not start:", error);
-  const why = FROM_FILE
+  const why = FROM_FILE && typeof WebAssembly === "object"
     ? "this browser does not let a page that was opened as a file do that. Serve its folder instead: run \u201cpython3 -m http.server\u201d in it and open http://localhost:8000/."
     : "this browser, or a rule of this site, blocks WebAssembly or a file of the page.";
   const words = `The calculator did not start: ${why} Below is the default plan.`;
@@ -117,6 +117,8 @@ document.addEventListener("click", async (event) => {
   open(URL.createObjectURL(new Blob([text], { type: "application/json" })));
 });
 
-if ("serviceWorker" in navigator && !FROM_FILE) {
-  navigator.serviceWorker.register(new URL("offline.js", files)).catch(() => {}); // offline is an extra
+try {
+  if (!FROM_FILE) navigator.serviceWorker?.register(new URL("offline.js", files)).catch(() => {}); // offline is an extra
+} catch {
+  // A sandbox may forbid even to ask for it.
 }

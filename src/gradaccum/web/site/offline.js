@@ -5,7 +5,9 @@ const VERSION = HERE + "@VERSION@";
 const FILES = "@FILES@".split(" ");
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(VERSION).then((cache) => cache.addAll(FILES)).then(() => self.skipWaiting()));
+  // Each file is asked for anew: a copy in the browser's cache may be of the version before.
+  const fresh = FILES.map((name) => new Request(name, { cache: "no-cache" }));
+  event.waitUntil(caches.open(VERSION).then((cache) => cache.addAll(fresh)).then(() => self.skipWaiting()));
 });
 
 self.addEventListener("activate", (event) => {
@@ -17,6 +19,7 @@ self.addEventListener("activate", (event) => {
 
 self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET" || !event.request.url.startsWith(self.registration.scope)) return;
-  const kept = caches.match(event.request, { ignoreSearch: true, cacheName: VERSION }); // a permalink is the page
+  const address = event.request.url.replace(/[?#].*/, "").replace(/\/index\.html$/, "/"); // a permalink is the page
+  const kept = caches.match(address, { cacheName: VERSION });
   event.respondWith(kept.then((file) => file || fetch(event.request)));
 });
