@@ -91,14 +91,19 @@ class Model:
 
 CHECKS = {
     "meta": "params equals the class of Transformers 5.24.0 with these shapes, built on PyTorch's meta device",
-    "default": "the shapes are the defaults of Transformers' 5.24.0 config class",
-    "litgpt": "the shapes equal those in the package litgpt 0.5.13, litgpt/config.py",
-    "config": "the shapes equal those in a stored copy of the model's config.json",
-    "code": "the shapes equal those in a published repository, which the row's note names",
-    "bytes": "params times the bytes of one equals total_size in a stored copy of model.safetensors.index.json",
-    "published": "params equals a count that the publisher prints, to the digits printed",
+    "default": "shapes: the defaults of the config class of Transformers 5.24.0",
+    "litgpt": "layers, widths and heads: as in the package litgpt 0.5.13, litgpt/config.py",
+    "config": "shapes: as in a stored copy of the model's config.json, or of a fine-tune's that names the model",
+    "deepseek": "shapes: as in deepseek-ai/DeepSeek-V3, inference/configs",
+    "metaseq": "layers, widths and heads: as in facebookresearch/metaseq, metaseq/launcher/opt_job_constants.py",
+    "nanogpt": "layers, width and heads: as in karpathy/nanoGPT, model.py",
+    "olmo-core": "layers, widths and heads: as in allenai/OLMo-core, src/olmo_core/nn/transformer/config.py",
+    "pythia": "layers, width, heads and positions: as in EleutherAI/pythia, models/*.yml",
+    "bytes": "twice params equals total_size in a stored copy of the model's model.safetensors.index.json",
+    "count": "params equals, to the digit, a count printed in a stored copy of the model card or of a run's output",
 }
-"""What the words in `Model.checked` mean."""
+"""What the words in `Model.checked` mean. Most checks leave out `positions` and `sliding_window`, on which no count
+depends; without `config`, `default` or `pythia` these two are as the publisher's config.json is known to have them."""
 
 _BASE: dict[str, Any] = {
     "tied": False,
