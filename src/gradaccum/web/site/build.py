@@ -36,7 +36,8 @@ NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/w
 """What the service worker leaves out: the page itself is kept under its address "./"; the others it never asks for."""
 
 LEFT_OUT = (
-    "catalog/models.json", "catalog/models.py", "core/link.py", "core/sweep.py", "show/notebook.py", "show/text.py",
+    "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py",
+    "core/link.py", "core/sweep.py", "show/notebook.py", "show/text.py",
 )  # fmt: skip
 """What the page does not use."""
 
