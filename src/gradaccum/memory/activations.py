@@ -2,7 +2,8 @@
 
 The families are those of Transformers, in whose modelling code each term is found; h hidden, f MLP width, a heads,
 q = a x head_dim, kv = kv_heads x head_dim, w bytes of the dtype, S sequence length. Saved once where several
-operations save the same storage. Dropout masks are one byte each; on a GPU the fused attention keeps none of its own.
+operations save the same storage; without a cache of keys and values (use_cache=False), as training has no use for one.
+Dropout masks are one byte for each element; on a GPU the fused attention keeps none of its own.
 """
 
 from __future__ import annotations
@@ -92,14 +93,18 @@ def _attention(model: Model, width: int, attention: str, sequence_length: int) -
         # Values are a view of a fused projection, so its queries and keys stay, beside those that were rotated.
         if model.family in ("phi3", "gpt_neox"):
             own = queries if model.family == "phi3" else 0
-            parts.append(Part("the fused projection", width * (queries + keys + own), "w (q + kv)" + " + w q" * (own > 0)))
+            parts.append(
+                Part("the fused projection", width * (queries + keys + own), "w (q + kv)" + " + w q" * (own > 0))
+            )
         if model.family == "phi":
             parts.append(Part("output in the order of the heads", width * queries, "w q"))
     else:
         copies = 3 if model.family == "gpt_neox" else 4
         upcast = 0 if width == 4 or model.family in ("bert", "gpt2", "roberta") else 4
         words = "(4 + w) a S: softmax in fp32, and in the dtype" if upcast else "w a S"
-        parts.append(Part("queries, keys, values, output", width * copies * queries, f"{copies} w q, keys and values repeated"))
+        parts.append(
+            Part("queries, keys, values, output", width * copies * queries, f"{copies} w q, keys and values repeated")
+        )
         parts.append(Part("scores", (upcast + width) * a * sequence_length, words))
     if model.hidden_dropout:
         parts.append(Part("dropout masks", 2 * h, "2 h"))

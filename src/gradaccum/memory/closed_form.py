@@ -85,8 +85,8 @@ def _gradients(setup: Setup) -> Line:
     """The gradient set. Under DDP the buckets hold it once more."""
     count = _share(setup, setup.width * setup.model.params)
     if setup.strategy == "ddp":
-        return Line("gradients and DDP's buckets", 2 * count, "2 w P", "torch/nn/parallel/distributed.py: a view of the "
-                    "buckets (gradient_as_bucket_view=True) saves half")  # fmt: skip
+        view = "torch/nn/parallel/distributed.py; gradient_as_bucket_view=True saves half"
+        return Line("gradients and DDP's buckets", 2 * count, "2 w P", view)
     over = " / N" if setup.strategy == "fsdp2" else ""
     return Line("gradients", count, "w P" + over, "one set, whatever the number of micro-steps")
 

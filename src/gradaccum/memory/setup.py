@@ -17,7 +17,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-loop", "adamw-8bit", "sgd", "sgd-momentum")
 CHECKPOINTING = ("none", "full")
 ATTENTION = ("flash", "eager")
-STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+STRATEGIES = ("single", "ddp", "fsdp2")
 
 CHOICES = {
     "dtype": DTYPES,
@@ -33,7 +33,7 @@ MEANINGS = {
     "parameter's, -8bit has states of one byte",
     "checkpointing": "full: each layer keeps its input alone, and is computed again in the backward pass",
     "attention": "flash: a fused kernel; eager: the scores of every head are kept, a x sequence length for each token",
-    "strategy": "what the ranks share: ddp nothing, zero1 optimizer states, zero2 gradients too, zero3 and fsdp2 weights too",
+    "strategy": "single: one GPU; ddp: every rank holds all; fsdp2: the ranks share weights, gradients and states",
 }
 
 
@@ -79,8 +79,12 @@ class Setup:
 
     def with_micro_batch(self, micro_batch: int) -> Setup:
         """The same with another micro-batch."""
-        values = {name: getattr(self, name) for name in (*_COUNTS, *CHOICES, "model")}
-        values["micro_batch"] = micro_batch
+        return self.changed("micro_batch", micro_batch)
+
+    def changed(self, name: str, value: int | str) -> Setup:
+        """The same with another value of one field."""
+        values = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, "model")}
+        values[name] = value
         return Setup(**values)
 
 
@@ -98,5 +102,5 @@ def _problems(setup: Setup) -> Iterator[Problem]:
             near = nearest_words(word, words) or list(words)
             yield Problem(name, f"is one of {', '.join(words)}, not {quote(word)}", near)
     if setup.strategy == "single" and setup.num_gpus > 1:
-        words = f"is single, which is one GPU, not {show_count(setup.num_gpus)}"
-        yield Problem("strategy", words, ["ddp", "fsdp2"])
+        message = f"is single, which is one GPU, not {show_count(setup.num_gpus)}"
+        yield Problem("strategy", message, ["ddp", "fsdp2"])

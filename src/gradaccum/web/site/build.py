@@ -37,7 +37,7 @@ NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/w
 
 LEFT_OUT = (
     "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py",
-    "core/link.py", "core/sweep.py", "show/notebook.py", "show/text.py",
+    "core/link.py", "core/sweep.py", "show/fit.py", "show/notebook.py", "show/text.py",
 )  # fmt: skip
 """What the page does not use."""
 
