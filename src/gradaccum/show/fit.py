@@ -55,7 +55,8 @@ def _bar(memory: Mapping[str, Any]) -> str:
     filled, worst = (
         min(BAR, max(1, BAR * memory[name] // capacity)) for name in ("process_bytes", "process_high_bytes")
     )
-    return "[" + "#" * filled + "-" * (worst - filled) + " " * (BAR - worst) + "]"
+    bar: str = "#" * filled + "-" * (worst - filled) + " " * (BAR - worst)
+    return f"[{bar}]"
 
 
 def _evidence(evidence: Mapping[str, Any]) -> str:
