@@ -2,7 +2,7 @@
 
 The rows are in gpus.json beside this file. There memory is in GiB, bandwidth in 10^6 bytes per second and peaks in
 10^9 FLOP per second; here all are bytes, bytes per second and FLOP per second. What a row leaves out is None: no source
-was seen.
+was seen. A source counts as seen where a stored copy of it, or a public text that quotes it, prints the figure.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ CHECKS = {
     "bytes": "twice params equals total_size in a stored copy of the model's model.safetensors.index.json",
     "count": "params equals, to the digit, a count printed in a stored copy of the model card or of a run's output",
 }
-"""What the words in `Model.checked` mean. Most checks leave out `positions` and `sliding_window`, on which no count of
-parameters depends but of learned positions: without `config`, `default` or `pythia` these two are recalled."""
+"""What the words in `Model.checked` mean. `positions` and `sliding_window` are part of `config`, `default` and `pythia`
+alone; in a row without these they are recalled. No parameter depends on them where positions are not learned."""
 
 _BASE: dict[str, Any] = {
     "tied": False,
