@@ -124,9 +124,9 @@ def read_real(text: str, field: str = "") -> float:
 
 
 def read_bytes(text: str, field: str = "", minimum: int = 0) -> int:
-    """Bytes from `80GB` (10**9), `80GiB` (2**30), `24576 MiB`, `80G` or a plain number; a fraction of a byte is dropped.
+    """Bytes from `80GB` (10**9), `80GiB` (2**30), `24576 MiB`, `80G` or a plain number.
 
-    Raises InputError where there is none, or fewer than `minimum`.
+    A fraction of a byte is dropped. Raises InputError where there is no such number, or it is below `minimum`.
     """
     plain = text.strip()
     for ending in ("bytes", "byte", "b"):

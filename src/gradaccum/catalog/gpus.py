@@ -2,7 +2,7 @@
 
 The rows are in gpus.json beside this file. There memory is in GiB, bandwidth in 10^6 bytes per second and peaks in
 10^9 FLOP per second; here all are bytes, bytes per second and FLOP per second. What a row leaves out is None: no source
-was seen.
+was seen. A source counts as seen where a stored copy of it, or a public text that quotes it, prints the figure.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Gpu:
     """One device, as the runtime shows it: of a board with two dies, one die. None is unknown.
 
-    Peaks are dense, never those with 2:4 sparsity. fp16, bf16 and fp8 accumulate in FP32, as training does; GeForce cards
-    are half as fast at that as the figure which is mostly quoted for them.
+    Peaks are dense, never those with 2:4 sparsity. fp16, bf16 and fp8 accumulate in FP32, as training does; for GeForce
+    cards a figure twice as high is often quoted, which accumulates in FP16.
     """
 
     id: str
@@ -124,8 +124,9 @@ def find_gpu(name: str | int) -> Gpu:
         return next(gpu for gpu in gpus() if gpu.id == rows[0])
     if rows:
         raise InputError(Problem("gpu", f"fits {len(rows)} GPUs: {quote(name)}", rows))
-    if _looks_like_memory(name):
-        return _anonymous(read_bytes(name, "gpu"))
+    memory = _memory(name)
+    if memory is not None:
+        return _anonymous(memory)
     ids = {spelling: known[0] for spelling, known in {**_spellings(), **_exact()}.items()}
     message = f"names no GPU of the catalog: {quote(name)}; its memory is taken too, such as 24GiB"
     raise InputError(Problem("gpu", message, nearest_ids(wanted, ids)))
@@ -145,9 +146,15 @@ def _anonymous(memory: int) -> Gpu:
     )
 
 
-def _looks_like_memory(name: str) -> bool:
-    plain = normalise(name)
-    return bool(plain) and plain[0] in "0123456789." and (plain[-1] == "b" or plain[-3:] == "ytes" or len(plain) > 8)
+def _memory(name: str) -> int | None:
+    """Bytes, where the text says that it means bytes: `4090` alone does not."""
+    plain = normalise(name[:200])
+    if plain[-1:] != "b" and plain[-5:] != "bytes" and len(plain) <= 8:
+        return None
+    try:
+        return read_bytes(name, "gpu")
+    except InputError:
+        return None  # a misspelt name, more likely
 
 
 _UNSAID = ("nvidia", "geforce", "amd", "radeon", "instinct", "tesla", "gpu", "tensor", "core", "graphics", "card")

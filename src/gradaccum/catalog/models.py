@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gradaccum.catalog.names import nearest_ids, normalise
 from gradaccum.errors import InputError, Problem, nearest_words
+from gradaccum.units import MAX_DIGITS, quote, show_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ CHECKS = {
     "bytes": "twice params equals total_size in a stored copy of the model's model.safetensors.index.json",
     "count": "params equals, to the digit, a count printed in a stored copy of the model card or of a run's output",
 }
-"""What the words in `Model.checked` mean. Most checks leave out `positions` and `sliding_window`, on which no count of
-parameters depends but of learned positions: without `config`, `default` or `pythia` these two are recalled."""
+"""What the words in `Model.checked` mean. `positions` and `sliding_window` are part of `config`, `default` and `pythia`
+alone; in a row without these they are recalled. No parameter depends on them where positions are not learned."""
 
 _BASE: dict[str, Any] = {
     "tied": False,
@@ -346,7 +347,6 @@ def find_model(name: str) -> Model:
     for model in models():
         if model.id == found:
             return model
-    from gradaccum.units import quote
 
     nearest = nearest_ids(wanted.split("/")[-1], ids)
     message = f"names no model of the catalog: {quote(name)}; a config.json of its own is read too"
@@ -359,8 +359,11 @@ def _spellings() -> dict[str, str]:
     known: dict[str, str] = {}
     for model in models():
         for each in (model.id, model.name, *model.aliases):
-            known[normalise(each)] = model.id
-            known.setdefault(normalise(each.split("/")[-1]), model.id)
+            plain = normalise(each)
+            behind = plain.split("/")[-1]
+            known[plain] = model.id
+            if any(letter in "abcdefghijklmnopqrstuvwxyz" for letter in behind):  # ViT-B/16 is not 16
+                known.setdefault(behind, model.id)
     return known
 
 
@@ -420,6 +423,8 @@ _OWN_FIELDS = {
 
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
 
+_TOO_LARGE = 10**MAX_DIGITS
+
 _MAY_BE_ZERO = ("shared_experts", "dense_layers", "q_rank", "token_types", "sliding_window", "experts_per_token")
 
 
@@ -453,8 +458,6 @@ def _parsed(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
         return _parsed(config.to_dict())
     import json
 
-    from gradaccum.units import quote
-
     text = str(config)
     if "{" not in text:
         try:
@@ -477,14 +480,13 @@ def _with_text_config(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     """The config of the text model, and a note where it was nested."""
     nested = content.get("text_config")
     outer = content.get("model_type")
-    if outer in FAMILIES or not isinstance(nested, dict):
+    if not isinstance(nested, dict) or (isinstance(outer, str) and outer in FAMILIES):
         return content, ""
     inner = nested if "model_type" in nested else {**nested, "model_type": f"{outer}_text"}
     return inner, f"the text model within a {outer} config; what stands beside it, such as a vision tower, is left out"
 
 
 def _family(content: Mapping[str, Any]) -> str:
-    from gradaccum.units import quote
 
     family = content.get("model_type")
     if isinstance(family, str) and family in FAMILIES:
@@ -511,7 +513,7 @@ def _read_shapes(content: Mapping[str, Any], fields: dict[str, Any]) -> list[Pro
             continue
         value = content[key]
         least = 0 if field in _MAY_BE_ZERO else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _TOO_LARGE:
             problems.append(_not_a_count(key, value, least))
         else:
             fields[field] = value
@@ -520,10 +522,11 @@ def _read_shapes(content: Mapping[str, Any], fields: dict[str, Any]) -> list[Pro
 
 
 def _not_a_count(key: str, value: object, least: int) -> Problem:
-    from gradaccum.units import quote, show_count
-
-    shown = show_count(value) if isinstance(value, int) and not isinstance(value, bool) else quote(str(value))
-    return Problem("config", f"{key} must be a whole number of at least {least}, not {shown}")
+    if isinstance(value, bool) or not isinstance(value, int):
+        return Problem("config", f"{key} must be a whole number of at least {least}, not {quote(str(value))}")
+    if value >= _TOO_LARGE:
+        return Problem("config", f"{key} has too many digits: at most {MAX_DIGITS} are read")
+    return Problem("config", f"{key} must be a whole number of at least {least}, not {show_count(value)}")
 
 
 def _missing(content: Mapping[str, Any], fields: dict[str, Any], problems: list[Problem]) -> list[Problem]:
@@ -558,15 +561,17 @@ def _contradictions(fields: dict[str, Any]) -> list[Problem]:
         fields["head_dim"] = fields.pop("nope_dim") + fields["rope_dim"]
         fields["kv_heads"] = heads
     if "head_dim" not in fields and hidden % heads:
-        found.append(Problem("config", f"hidden_size {hidden} is no multiple of num_attention_heads {heads}"))
-    if heads % fields.get("kv_heads", heads):
-        message = f"num_attention_heads {heads} is no multiple of num_key_value_heads {fields['kv_heads']}"
+        message = f"hidden_size {show_count(hidden)} is no multiple of num_attention_heads {show_count(heads)}"
         found.append(Problem("config", message))
-    if fields["experts"] and fields["experts_per_token"] > fields["experts"]:
-        message = f"num_experts_per_tok {fields['experts_per_token']} is more than {fields['experts']} experts"
+    kv_heads, experts, chosen = fields.get("kv_heads", heads), fields["experts"], fields["experts_per_token"]
+    if heads % kv_heads:
+        message = f"num_attention_heads {show_count(heads)} is no multiple of num_key_value_heads "
+        found.append(Problem("config", message + show_count(kv_heads)))
+    if experts and chosen > experts:
+        message = f"num_experts_per_tok {show_count(chosen)} is more than {show_count(experts)} experts"
         found.append(Problem("config", message))
     if fields["dense_layers"] > fields["layers"]:
-        found.append(Problem("config", f"first_k_dense_replace is more than {fields['layers']} layers"))
+        found.append(Problem("config", f"first_k_dense_replace is more than {show_count(fields['layers'])} layers"))
     return found
 
 
@@ -632,8 +637,6 @@ class _Flags:
         if value is None:
             return default
         if not isinstance(value, bool):
-            from gradaccum.units import quote
-
             self.problems.append(Problem("config", f"{key} must be true or false, not {quote(str(value))}"))
         return bool(value)
 
