@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradaccum import units
 from gradaccum.errors import InputError
-from gradaccum.units import Ratio, ratio_of, read_count, read_ratio, read_real, rounded
+from gradaccum.units import Ratio, ratio_of, read_bytes, read_count, read_ratio, read_real, rounded
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,36 @@ def test_rounding_keeps_four_significant_digits(value: float, sign: int):
     with localcontext() as context:
         context.prec, context.rounding = 4, ROUND_HALF_UP
         assert rounded(sign * value) == sign * float(+Decimal(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("80GB", 80 * 10**9), ("80 gb", 80 * 10**9), ("80GiB", 80 * 2**30), ("24576MiB", 24 * 2**30),
+        ("1.5 TiB", 3 * 2**39), ("80G", 80 * 10**9), ("80Gi", 80 * 2**30), ("512", 512), ("512 bytes", 512),
+        ("512B", 512), ("1 byte", 1), ("1_024", 1024), ("8x80GiB", 640 * 2**30),
+        ("23.65GiB", 25_393_994_137),  # 25,393,994,137.6
+    ],
+)  # fmt: skip
+def test_bytes(text, count):
+    assert read_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "80bb", "80 B B", "eighty GB", "80XB", "1,0GB", "80%", "9" * 300])
+def test_no_bytes(text):
+    with pytest.raises(InputError) as caught:
+        read_bytes(text, "gpu")
+    (problem,) = caught.value.problems
+    assert problem.field == "gpu"
+    assert problem.message.startswith("is no number of bytes: ")
+    assert len(problem.message) < 120
+
+
+def test_too_few_bytes():
+    with pytest.raises(InputError, match=r"gpu: must be at least 1024, not 512; nearest: 1024"):
+        read_bytes("512B", "gpu", 1024)
+
+
+@given(st.integers(0, 10**18))
+def test_shown_and_read_bytes_are_the_same_to_three_digits(count: int):
+    assert abs(read_bytes(units.show_bytes(count)) - count) <= count * 5e-3 + 1

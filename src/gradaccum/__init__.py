@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Unpack
 
+    from gradaccum.catalog.gpus import Gpu as Gpu
+    from gradaccum.catalog.gpus import find_gpu as find_gpu
+    from gradaccum.catalog.models import Model as Model
+    from gradaccum.catalog.models import find_model as find_model
     from gradaccum.catalog.runs import PublishedRun as PublishedRun
     from gradaccum.catalog.runs import find_run as find_run
     from gradaccum.catalog.runs import published_runs as published_runs
@@ -28,28 +32,34 @@ if TYPE_CHECKING:
     from gradaccum.errors import GradaccumError as GradaccumError
     from gradaccum.errors import InputError as InputError
     from gradaccum.errors import Problem as Problem
+    from gradaccum.memory.answer import Fit as Fit
     from gradaccum.show.loop import training_loop as training_loop
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Choice": "core.choices",
+    "Fit": "memory.answer",
     "Finding": "core.findings",
     "GradaccumError": "errors",
+    "Gpu": "catalog.gpus",
     "InputError": "errors",
+    "Model": "catalog.models",
     "Neighbour": "core.choices",
     "Plan": "core.plan",
     "Problem": "errors",
     "PublishedRun": "catalog.runs",
     "Request": "core.request",
     "Row": "core.sweep",
+    "find_gpu": "catalog.gpus",
+    "find_model": "catalog.models",
     "find_run": "catalog.runs",
     "published_runs": "catalog.runs",
     "training_loop": "show.loop",
 }
 """Where each public name lives."""
 
-__all__ = sorted([*_HOME, "plan", "table"])
+__all__ = sorted([*_HOME, "fit", "plan", "table"])
 
 
 def plan(*, preset: str | None = None, **inputs: Unpack[Inputs]) -> Plan:
@@ -74,6 +84,31 @@ def table(*, preset: str | None = None, **inputs: object) -> tuple[Row, ...]:
     from gradaccum.core.sweep import sweep
 
     return sweep(_with_preset(preset, inputs))
+
+
+def fit(
+    *, model: Model | Mapping[str, object] | str, gpu: Gpu | str | int, target_batch: int | None = None, **how: object
+) -> Fit:
+    """The largest micro-batch that a GPU holds, and where its memory goes, from shapes alone.
+
+    model: a name such as `llama-3.1-8b`, a Hugging Face config as a dict or as the path of a config.json. gpu: a name,
+    or bytes. target_batch: sequences of one update, for the plan. how: sequence_length (2048 tokens if not given),
+    num_gpus, accum_steps, dtype, optimizer, checkpointing, attention, strategy; see docs/fit.md.
+    Raises InputError for what is not known, or makes no sense.
+    """
+    from gradaccum.catalog.gpus import Gpu, find_gpu
+    from gradaccum.catalog.models import Model, find_model, read_config
+    from gradaccum.memory.fit import fit as largest
+    from gradaccum.memory.setup import Setup
+
+    if not isinstance(model, Model):
+        named = isinstance(model, str) and not model.endswith(".json")
+        model = find_model(str(model)) if named else read_config(model)
+    how.setdefault("sequence_length", 2048)
+    if how.get("num_gpus", 1) != 1:
+        how.setdefault("strategy", "ddp")
+    setup = Setup(model=model, **how)  # type: ignore[arg-type]
+    return largest(setup, gpu if isinstance(gpu, Gpu) else find_gpu(gpu), target_batch)
 
 
 def _with_preset(preset: str | None, inputs: Mapping[str, object]) -> Mapping[str, object]:

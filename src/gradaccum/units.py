@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from gradaccum.errors import InputError, Problem
+from gradaccum.errors import InputError, Problem, lowered
 
 MAX_DIGITS = 100
 """Counts that arrive as text have at most this many digits."""
@@ -121,6 +121,29 @@ def read_ratio(text: str, field: str = "") -> Ratio:
 def read_real(text: str, field: str = "") -> float:
     """A real number such as a learning rate, `3e-4`. Raises InputError where there is none."""
     return float(_read_product(text, field))
+
+
+def read_bytes(text: str, field: str = "", minimum: int = 0) -> int:
+    """Bytes from `80GB` (10**9), `80GiB` (2**30), `24576 MiB`, `80G` or a plain number.
+
+    A fraction of a byte is dropped. Raises InputError where there is no such number, or it is below `minimum`.
+    """
+    plain = text.strip()
+    for ending in ("bytes", "byte", "b"):
+        if lowered(plain).endswith(ending):
+            plain = plain[: -len(ending)].strip()
+            break
+    if lowered(plain).endswith("b"):  # a count may end so, in billions; bytes may not
+        raise InputError(_not_bytes(text, field))
+    try:
+        ratio = _read_product(plain, field)
+    except InputError:
+        raise InputError(_not_bytes(text, field)) from None
+    return at_least(ratio.numerator // ratio.denominator, minimum, field)
+
+
+def _not_bytes(text: str, field: str) -> Problem:
+    return Problem(field, f"is no number of bytes: {quote(text)}; write one such as 80GB, 24GiB or 24576MiB")
 
 
 def _read_product(text: str, field: str) -> Ratio:

@@ -28,7 +28,7 @@ def entries_in(text: str) -> Counter[str]:
 
 
 def core() -> Counter[str]:
-    return codes_in({name: module for name, module in modules().items() if module.room == "core"})
+    return codes_in({name: module for name, module in modules().items() if module.room in ("core", "memory")})
 
 
 def documented() -> Counter[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gradaccum
 
 PUBLIC = """
-    Choice Finding GradaccumError InputError Neighbour Plan Problem PublishedRun Request Row
-    find_run plan published_runs table training_loop
+    Choice Finding Fit Gpu GradaccumError InputError Model Neighbour Plan Problem PublishedRun Request Row
+    find_gpu find_model find_run fit plan published_runs table training_loop
 """.split()
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from gradaccum.errors import InputError, Problem, edits, lowered
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from gradaccum.catalog.names import nearest_ids, normalise
+from gradaccum.errors import InputError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,46 +93,14 @@ def find_run(name: str) -> PublishedRun:
 
     Raises InputError on field `preset`, with the three nearest ids, where there is no such run.
     """
-    wanted = _normalise(name)
+    wanted = normalise(name)
+    ids = {normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
     for run in published_runs():
-        if any(_normalise(known) == wanted for known in (run.id, *run.aliases)):
+        if run.id == ids.get(wanted):
             return run
     from gradaccum.units import quote
 
-    raise InputError(Problem("preset", f"names no published run: {quote(name)}", _nearest_ids(wanted)))
-
-
-def _normalise(name: str) -> str:
-    return lowered(name).replace(" ", "").replace("-", "").replace("_", "")
-
-
-def _nearest_ids(wanted: str) -> tuple[str, ...]:
-    """The family is mostly typed right and the size wrong, so a shared beginning counts first, then the distance."""
-    wanted = wanted[:60]  # the comparison is quadratic, and no name is longer
-    ids = {_normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
-    alike: dict[int, list[str]] = {}
-    for known in ids:
-        shared = max(n for n in range(len(known) + 1) if wanted.startswith(known[:n]))
-        alike.setdefault(shared, []).append(known)
-    found: list[str] = []
-    for shared in sorted(alike, reverse=True):
-        found += [each for each in _closest(wanted, alike[shared], ids) if each not in found]
-        if len(found) >= 3:
-            break
-    return tuple(found[:3])
-
-
-def _closest(wanted: str, names: Sequence[str], ids: Mapping[str, str]) -> list[str]:
-    """The ids of the three names with the fewest edits, at least."""
-    ranked: list[tuple[int, str]] = []
-    limit = 60
-    for known in sorted(names, key=lambda name: abs(len(name) - len(wanted))):
-        distance = edits(wanted, known, limit)
-        if distance <= limit:
-            ranked = sorted([*ranked, (distance, known)])
-            third = list(dict.fromkeys([ids[name] for _, name in ranked]))[2:3]
-            limit = min([limit] + [of for of, name in ranked if ids[name] in third])
-    return list(dict.fromkeys([ids[name] for _, name in ranked]))
+    raise InputError(Problem("preset", f"names no published run: {quote(name)}", nearest_ids(wanted, ids)))
 
 
 def _unless_one(degree: int | None) -> int | None:

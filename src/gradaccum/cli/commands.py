@@ -5,6 +5,7 @@ from __future__ import annotations
 COMMANDS = {
     "plan": "how many accumulation steps, and what batch you really get",
     "table": "the same for lists and ranges of inputs, best first",
+    "fit": "the largest micro-batch that your GPU holds, known before the run",
     "serve": "a live page on this machine",
     "site": "the same page as static files, calculated in the browser",
     "completion": "a completion script for bash, zsh or fish",

@@ -78,6 +78,8 @@ def _module(name: str):  # type: ignore[no-untyped-def]
         from gradaccum.cli import plan as module
     elif name == "table":
         from gradaccum.cli import table as module  # type: ignore[no-redef]
+    elif name == "fit":
+        from gradaccum.cli import fit as module  # type: ignore[no-redef]
     elif name == "serve":
         from gradaccum.cli import serve as module  # type: ignore[no-redef]
     elif name == "site":

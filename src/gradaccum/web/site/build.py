@@ -35,7 +35,10 @@ FIRST_VISIT = (
 NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/wasm.js")
 """What the service worker leaves out: the page itself is kept under its address "./"; the others it never asks for."""
 
-LEFT_OUT = ("core/link.py", "core/sweep.py", "show/notebook.py", "show/text.py")
+LEFT_OUT = (
+    "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py",
+    "core/link.py", "core/sweep.py", "show/fit.py", "show/notebook.py", "show/text.py",
+)  # fmt: skip
 """What the page does not use."""
 
 POLICY = (

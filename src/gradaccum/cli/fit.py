@@ -1,0 +1,95 @@
+"""`gradaccum fit`: the largest micro-batch that a GPU holds, known before the run."""
+
+from __future__ import annotations
+
+from gradaccum.cli.options import Once, Parser, new_parser, parse
+from gradaccum.errors import InputError, Problem
+from gradaccum.memory.setup import CHOICES, MEANINGS, Setup
+from gradaccum.units import read_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from gradaccum.catalog.models import Model
+
+EXAMPLES = """\
+  gradaccum fit --model llama-3.2-1b --gpu rtx-4090 -s 2048 -t 64
+  gradaccum fit --model qwen2.5-7b --gpu a100-sxm-80gb -g 8 --strategy fsdp2 -s 4096 -t 512
+  gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full"""
+
+COUNTS = {
+    "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
+    "num_gpus": ("-g", "data-parallel GPUs (default: 1)"),
+    "target_batch": ("-t", "sequences that you want per update, for the plan"),
+    "accum_steps": ("-a", "micro-steps per update; two or more are the same (default: as many as the plan needs)"),
+}
+
+
+def parser() -> Parser:
+    """All options of the command."""
+    found = new_parser("fit", "The largest micro-batch that your GPU holds, without a GPU.", EXAMPLES)
+    found.add_argument("--model", metavar="M", action=Once, help="a name such as llama-3.1-8b, or a config.json")
+    found.add_argument("--gpu", metavar="G", action=Once, help="a name such as rtx-3060-12gb, or bytes such as 24GiB")
+    for name, (short, words) in COUNTS.items():
+        found.add_argument(short, "--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
+    how = found.add_argument_group("how it is trained")
+    for name, choices in CHOICES.items():
+        flags = ["--" + name] + (["--gradient-dtype"] if name == "dtype" else [])  # what --dtype means elsewhere
+        default = "" if name == "strategy" else f" (default: {choices[0]})"
+        text = f"{', '.join(choices)}: {MEANINGS[name]}{default}"
+        how.add_argument(*flags, dest=name, action=Once, metavar="WORD", help=text)
+    form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all of it as JSON")
+    form.add_argument("-q", "--quiet", action="store_true", help="the micro-batch alone")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print what fits. Raises InputError for what cannot be read or is not known."""
+    options = parse(parser(), arguments)
+    missing = [name for name in ("model", "gpu") if getattr(options, name) is None]
+    if missing:
+        raise InputError(*[Problem(f"--{name}", "is missing", [_EXAMPLE[name]]) for name in missing])
+    from gradaccum.catalog.gpus import find_gpu
+    from gradaccum.memory.fit import fit
+
+    setup, target = _setup(options), options.target_batch
+    gpu = find_gpu(options.gpu)
+    found = fit(setup, gpu, None if target is None else read_count(target, "target_batch", 1))
+    if options.quiet:
+        print(found.max_micro_batch)
+        return 0
+    if options.json:
+        import json
+
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    from gradaccum.show.fit import fit_text
+
+    words = f"{setup.dtype}, {setup.optimizer}, {setup.attention} attention, checkpointing {setup.checkpointing}"
+    print(fit_text(found.to_dict(), gpu.name, f"sequences of {setup.sequence_length:,} tokens, {words}"))
+    return 0
+
+
+_EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
+
+
+def _setup(options: argparse.Namespace) -> Setup:
+    counts = {
+        name: read_count(getattr(options, name), name, 1)
+        for name in COUNTS
+        if getattr(options, name) is not None and name != "target_batch"
+    }
+    how = {name: getattr(options, name) for name in CHOICES if getattr(options, name) is not None}
+    if counts.get("num_gpus", 1) > 1:
+        how.setdefault("strategy", "ddp")
+    counts.setdefault("sequence_length", 2048)
+    return Setup(model=_model(options.model), **counts, **how)  # type: ignore[arg-type]
+
+
+def _model(name: str) -> Model:
+    from gradaccum.catalog.models import find_model, read_config
+
+    return read_config(name) if name.endswith(".json") else find_model(name)

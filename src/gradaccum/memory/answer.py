@@ -1,0 +1,143 @@
+"""The answer of a fit: a GPU's memory at the peak, what would change it, and all of it as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradaccum.memory.ledger import Line, total
+from gradaccum.memory.outside import Evidence, Outside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from gradaccum.catalog.gpus import Gpu
+    from gradaccum.core.findings import Finding
+    from gradaccum.core.plan import Plan
+    from gradaccum.memory.setup import Setup
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One GPU's memory at the peak of a step. peak_at: which instant that is. All in bytes.
+
+    ledger: what is allocated; its sum is peak_bytes. outside: what comes on top of it in the process.
+    """
+
+    peak_at: str
+    ledger: tuple[Line, ...]
+    outside: tuple[Outside, ...]
+    evidence: Evidence
+    capacity_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Allocated at the peak."""
+        return total(self.ledger)
+
+    @property
+    def low_bytes(self) -> int:
+        """The peak, if the margin is all in our favour."""
+        return self.peak_bytes * (100 - self.evidence.margin) // 100
+
+    @property
+    def high_bytes(self) -> int:
+        """The peak, if the margin is all against us."""
+        return self.peak_bytes * (100 + self.evidence.margin) // 100
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What the allocator holds: the peak and its slack."""
+        return self.peak_bytes + self.outside[0].expected
+
+    @property
+    def process_bytes(self) -> int:
+        """What is held against the capacity."""
+        return self.peak_bytes + sum(each.expected for each in self.outside)
+
+    @property
+    def process_low_bytes(self) -> int:
+        """The same at best."""
+        return self.low_bytes + sum(each.low for each in self.outside)
+
+    @property
+    def process_high_bytes(self) -> int:
+        """The same at worst."""
+        return self.high_bytes + sum(each.high for each in self.outside)
+
+    @property
+    def verdict(self) -> str:
+        """fits: even at worst. marginal: as a rule. does not fit: the expected bytes are more than there are."""
+        if self.process_bytes > self.capacity_bytes:
+            return "does not fit"
+        return "fits" if self.process_high_bytes <= self.capacity_bytes else "marginal"
+
+    def to_dict(self) -> dict[str, object]:
+        """As `fit --json` has it."""
+        names = (
+            "peak_bytes", "low_bytes", "high_bytes", "reserved_bytes", "process_bytes", "process_low_bytes",
+            "process_high_bytes", "capacity_bytes", "peak_at", "verdict",
+        )  # fmt: skip
+        found: dict[str, object] = {name: getattr(self, name) for name in names}
+        found["ledger"] = [line.to_dict() for line in self.ledger]
+        found["outside"] = [{"name": o.name, "bytes": o.expected, "source": o.source} for o in self.outside]
+        return found
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing to change, and the bytes that the peak falls by at the same micro-batch."""
+
+    words: str
+    bytes: int
+
+    def to_dict(self) -> dict[str, object]:
+        """As `fit --json` has it."""
+        return {"change": self.words, "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The answer. setup, memory: at the plan's micro-batch, or at the largest; at 1 where nothing fits.
+
+    max_micro_batch: the largest whose expected bytes fit, 0 where none does; surely: the largest that fits at worst;
+    at_best: the largest that fits at best. plan: None where nothing fits, or no target was given. findings: about the
+    memory; those about the plan are the plan's.
+    """
+
+    setup: Setup
+    gpu: Gpu
+    max_micro_batch: int
+    surely: int
+    at_best: int
+    plan: Plan | None
+    memory: Memory
+    curve: tuple[tuple[int, Memory], ...]
+    changes: tuple[Change, ...]
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The JSON of `gradaccum fit`."""
+        return {
+            "schema_version": 1,
+            "model": self.setup.model.id,
+            "gpu": self.gpu.id,
+            "max_micro_batch": self.max_micro_batch,
+            "max_micro_batch_surely": self.surely,
+            "max_micro_batch_at_best": self.at_best,
+            "micro_batch": self.setup.micro_batch if self.max_micro_batch else None,
+            "plan": self.plan and self.plan.to_dict(),
+            "memory": self.memory.to_dict(),
+            "curve": [_point(micro_batch, memory) for micro_batch, memory in self.curve],
+            "changes": [change.to_dict() for change in self.changes],
+            "engine": "closed form",
+            "evidence": self.memory.evidence.to_dict(),
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+
+def _point(micro_batch: int, memory: Memory) -> dict[str, int]:
+    return {
+        "micro_batch": micro_batch,
+        "peak_bytes": memory.peak_bytes,
+        "reserved_bytes": memory.reserved_bytes,
+        "process_bytes": memory.process_bytes,
+    }

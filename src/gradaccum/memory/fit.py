@@ -1,0 +1,110 @@
+"""The largest micro-batch that a GPU holds, the plan that follows from it, and where every byte goes.
+
+The closed form is monotone in the micro-batch, so that a search by halves finds the largest in some forty steps.
+"""
+
+from __future__ import annotations
+
+from gradaccum.core.plan import make_plan
+from gradaccum.core.request import Request
+from gradaccum.memory.answer import Change, Fit, Memory
+from gradaccum.memory.closed_form import peak
+from gradaccum.memory.outside import evidence, outside
+from gradaccum.memory.remarks import remarks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gradaccum.catalog.gpus import Gpu
+    from gradaccum.memory.setup import Setup
+
+LARGEST = 2**40
+"""No micro-batch beyond this is looked at."""
+
+
+def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
+    """How much fits. setup: its micro-batch is not looked at. target_batch: sequences of one update, for the plan.
+
+    Raises InputError for a model that the closed form does not know.
+    """
+    largest = _largest(setup, gpu, lambda memory: memory.process_bytes)
+    plan = None
+    if largest and target_batch:
+        asked = Request(
+            max_micro_batch=largest,
+            num_gpus=setup.num_gpus,
+            target_batch=target_batch,
+            sequence_length=setup.sequence_length,
+        )
+        plan = make_plan(asked)
+    chosen = setup.with_micro_batch(plan.micro_batch if plan else max(1, largest))
+    memory = memory_of(chosen, gpu)
+    changes = _changes(chosen, gpu, memory)
+    surely = _largest(setup, gpu, lambda memory: memory.process_high_bytes)
+    return Fit(
+        setup=chosen,
+        gpu=gpu,
+        max_micro_batch=largest,
+        surely=surely,
+        at_best=_largest(setup, gpu, lambda memory: memory.process_low_bytes),
+        plan=plan,
+        memory=memory,
+        curve=tuple((each, memory_of(setup.with_micro_batch(each), gpu)) for each in _along(largest)),
+        changes=changes,
+        findings=remarks(chosen, gpu, memory, surely, changes),
+    )
+
+
+def memory_of(setup: Setup, gpu: Gpu) -> Memory:
+    """One GPU's memory for this very micro-batch."""
+    capability = None if gpu.capability is None else float(gpu.capability)
+    peak_at, ledger = peak(setup, capability)
+    capacity = gpu.memory_bytes if gpu.usable_bytes is None else gpu.usable_bytes
+    return Memory(peak_at, ledger, outside(setup, ledger), evidence(setup), capacity)
+
+
+def _largest(setup: Setup, gpu: Gpu, needed: Callable[[Memory], int]) -> int:
+    """The largest micro-batch whose `needed` bytes are there; 0 where even 1 is too many."""
+
+    def holds(micro_batch: int) -> bool:
+        memory = memory_of(setup.with_micro_batch(micro_batch), gpu)
+        return needed(memory) <= memory.capacity_bytes
+
+    below, above = 0, 1
+    while above <= LARGEST and holds(above):
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        if holds(middle):
+            below = middle
+        else:
+            above = middle
+    return below
+
+
+def _along(largest: int) -> list[int]:
+    """Micro-batches for the curve: from 1 to a third beyond the largest, at most 13."""
+    end = max(4, largest + largest // 3)
+    stride = max(1, -(-end // 12))
+    return sorted({1, max(1, largest), *range(stride, end + 1, stride)})
+
+
+def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
+    """What would buy most at this micro-batch, most bytes first."""
+    options = [
+        ("checkpointing", "full", "full checkpointing: about a third more compute"),
+        ("attention", "flash", "a fused attention kernel"),
+        ("optimizer", "adamw-fused", "fused AdamW: no temporary"),
+        ("optimizer", "adamw-8bit", "8-bit AdamW states"),
+    ]
+    if setup.num_gpus > 1:
+        options.append(("strategy", "fsdp2", "FSDP2: weights, gradients and states shared by the ranks"))
+    found = []
+    for name, word, words in options:
+        if getattr(setup, name) == word or (name == "optimizer" and not setup.optimizer.startswith("adamw")):
+            continue
+        saved = memory.peak_bytes - memory_of(setup.changed(name, word), gpu).peak_bytes
+        if saved > 0:
+            found.append(Change(words, saved))
+    return tuple(sorted(found, key=lambda change: -change.bytes))

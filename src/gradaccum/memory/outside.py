@@ -1,0 +1,88 @@
+"""What a process takes beside its tensors, and how sure all of it is: low, expected and high."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradaccum.memory.ledger import Line, total
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradaccum.memory.setup import Setup
+
+MIB = 2**20
+
+UNMEASURED = 15
+"""Percent by which the tensors of a regime may be off that has fewer than FEW measured cases."""
+FEW = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How many measured runs of this regime the prediction was compared with, and the worst error in percent."""
+
+    regime: str
+    cases: int
+    worst_percent: int | None
+
+    @property
+    def margin(self) -> int:
+        """Percent by which the tensors may be off."""
+        return UNMEASURED if self.cases < FEW or self.worst_percent is None else self.worst_percent
+
+    def __str__(self) -> str:
+        if self.cases == 0:
+            return f"{self.regime}: no measured case, \u00b1{self.margin}%"
+        return f"{self.regime}: {self.cases} measured, \u00b1{self.margin}%"
+
+    def to_dict(self) -> dict[str, object]:
+        """As `fit --json` has it."""
+        return {"regime": self.regime, "cases": self.cases, "worst_percent": self.worst_percent, "margin": self.margin}
+
+
+def evidence(setup: Setup) -> Evidence:
+    """What is known of this regime: kernel family, precision, sharding."""
+    checkpointed = ", full checkpointing" if setup.checkpointing == "full" else ""
+    gpus = "one GPU" if setup.num_gpus == 1 else f"{setup.strategy} on several GPUs"
+    return Evidence(f"{setup.dtype}, {setup.attention} attention{checkpointed}, {gpus}", 0, None)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """One thing beside the tensors, in bytes: how little, how much as a rule, how much at most."""
+
+    name: str
+    low: int
+    expected: int
+    high: int
+    source: str
+
+
+def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
+    """The allocator's slack, the CUDA context and the communication library."""
+    peak = total(ledger)
+    most = 112 if setup.attention == "flash" else 149
+    as_a_rule = 106 if setup.attention == "flash" else 120
+    slack = Outside(
+        "allocator slack",
+        0,
+        peak * (as_a_rule - 100) // 100,
+        peak * (most - 100) // 100,
+        f"reserved over allocated is 1.04 to 1.12 with fused attention, up to 1.49 with eager attention "
+        f"(FitCheck's measurements on a T4); {as_a_rule - 100}% taken",
+    )
+    context = Outside(
+        "CUDA context",
+        141 * MIB,
+        400 * MIB,
+        667 * MIB,
+        "141 MiB on a T4 (FitCheck), 287 to 667 MB by how modules are loaded (pytorch#86509)",
+    )
+    if setup.num_gpus == 1:
+        return slack, context
+    library = Outside(
+        "NCCL", 512 * MIB, 620 * MIB, 1024 * MIB, "512 to 688 MB for one communicator (nccl#964, nccl#2363)"
+    )
+    return slack, context, library

@@ -1,0 +1,72 @@
+"""What to know about a fit, as findings with codes of their own."""
+
+from __future__ import annotations
+
+from gradaccum.core.findings import Finding
+from gradaccum.memory.closed_form import END_OF_FORWARD
+from gradaccum.units import show_bytes, show_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gradaccum.catalog.gpus import Gpu
+    from gradaccum.memory.answer import Change, Memory
+    from gradaccum.memory.setup import Setup
+
+
+def remarks(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> tuple[Finding, ...]:
+    """The findings, warnings first. surely: the largest micro-batch that fits at worst; changes: best first."""
+    found = [*_room(setup, gpu, memory, surely, changes), *_gradients(setup, memory), *_usable(gpu, memory)]
+    return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
+
+
+def _room(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> Iterator[Finding]:
+    needed, there = show_bytes(memory.process_bytes), show_bytes(memory.capacity_bytes)
+    if memory.verdict == "does not fit":
+        action = "Shard the model over more GPUs, or take a larger one."
+        if changes:
+            action = f"Most would bring {changes[0].words}: {show_bytes(changes[0].bytes)} less."
+        yield Finding(
+            "GA020",
+            "warning",
+            f"Not even one sequence fits: {needed} are needed, and {gpu.name} has {there}.",
+            action,
+            f"the ledger's sum at the {memory.peak_at}, and what stands outside of it",
+        )
+    if memory.verdict == "marginal":
+        yield Finding(
+            "GA021",
+            "warning",
+            f"Micro-batch {show_count(setup.micro_batch)} is marginal: {needed} are expected, up to "
+            f"{show_bytes(memory.process_high_bytes)} at worst, and there are {there}.",
+            f"Micro-batch {show_count(surely)} fits at worst too." if surely else "Try it with a short run first.",
+            str(memory.evidence),
+        )
+
+
+def _gradients(setup: Setup, memory: Memory) -> Iterator[Finding]:
+    if not setup.accumulates or memory.peak_at != END_OF_FORWARD:
+        return
+    for line in memory.ledger:
+        if line.name.startswith("gradients"):
+            yield Finding(
+                "GA022",
+                "note",
+                f"Accumulation costs {show_bytes(line.bytes)} here: the gradients of the earlier micro-steps are there "
+                "while activations peak. More micro-steps cost no more.",
+                "A micro-batch that fits with one micro-step may not fit with two: try it with two.",
+                "gradients are kept from the first backward pass of a group to its optimizer step",
+            )
+
+
+def _usable(gpu: Gpu, memory: Memory) -> Iterator[Finding]:
+    if gpu.usable_bytes is None:
+        yield Finding(
+            "GA023",
+            "note",
+            f"What {gpu.name} leaves for programs is not known; its nominal {show_bytes(memory.capacity_bytes)} are "
+            "taken.",
+            "Leave some room: a display, ECC and other processes take theirs.",
+            "no source prints it",
+        )

@@ -1,0 +1,56 @@
+"""`gradaccum fit` from outside."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gradaccum.cli import main
+
+
+def test_the_answer_on_one_screen(capsys):
+    assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "-s", "1024", "-t", "64"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("micro-batch 3 fits on GeForce RTX 4090 24 GB (2 surely, 5 at best)\n")
+    assert "2 micro-batch x 1 GPUs x 32 accumulation steps = 64" in out
+    assert "no measured case, +-15%" in out
+    assert "note GA022: Accumulation costs 2.3 GiB here" in out
+    assert max(map(len, out.splitlines())) < 160
+
+
+def test_json_and_quiet(capsys, tmp_path):
+    flags = ["fit", "--model", "qwen2.5-7b", "--gpu", "a100-sxm-80gb", "-g", "8", "--strategy", "fsdp2"]
+    assert main([*flags, "--checkpointing", "full", "-t", "512", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["plan"]["effective_batch"] == 512
+    assert main([*flags, "--checkpointing", "full", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{found['max_micro_batch']}\n"
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({
+            "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,
+            "max_position_embeddings": 131072,
+        })
+    )  # fmt: skip
+    assert main(["fit", "--model", str(config), "--gpu", "rtx-4090", "-s", "1024", "-q"]) == 0
+    assert capsys.readouterr().out == "3\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--model is missing"),
+        (["--model", "gpt2"], "--gpu is missing"),
+        (["--model", "lama", "--gpu", "t4"], "names no model of the catalog: 'lama'"),
+        (["--model", "gpt2", "--gpu", "rtx 409"], "rtx"),
+        (["--model", "gpt2", "--gpu", "t4", "--dtype", "fp8"], "dtype is one of bf16, fp16, fp32, not 'fp8'"),
+        (["--model", "gpt2", "--gpu", "t4", "-s", "-4"], "must be at least 1, not -4"),
+        (["--model", "mixtral-8x7b", "--gpu", "h200"], "of the family mixtral"),
+        (["--model", "none.json", "--gpu", "t4"], "none.json"),
+    ],
+)
+def test_mistakes_are_said(capsys, flags, message):
+    assert main(["fit", *flags]) == 2
+    assert message in capsys.readouterr().err

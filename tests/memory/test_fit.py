@@ -1,0 +1,114 @@
+"""The search against every micro-batch tried, and the answer's own arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradaccum.catalog.gpus import find_gpu, gpus
+from gradaccum.catalog.models import find_model
+from gradaccum.errors import InputError
+from gradaccum.memory.fit import fit, memory_of
+from gradaccum.memory.ledger import total
+from gradaccum.memory.setup import Setup
+
+SMALL = find_model("llama-3.2-1b")
+
+
+@given(st.sampled_from(gpus()), st.sampled_from([512, 1024, 4096]), st.sampled_from(["none", "full"]))
+def test_the_largest_is_the_largest(gpu, length, checkpointing):
+    setup = Setup(model=SMALL, sequence_length=length, checkpointing=checkpointing)
+    found = fit(setup, gpu)
+    memories = [memory_of(setup.with_micro_batch(each), gpu) for each in range(1, 600)]
+    for largest, needed in (
+        (found.max_micro_batch, "process_bytes"),
+        (found.surely, "process_high_bytes"),
+        (found.at_best, "process_low_bytes"),
+    ):
+        fitting = [each for each, memory in enumerate(memories, 1) if getattr(memory, needed) <= memory.capacity_bytes]
+        assert largest == max(fitting, default=0) or largest >= 599
+    assert found.surely <= found.max_micro_batch <= found.at_best
+
+
+def test_the_plan_keeps_the_target():
+    """8 where 9 fit and 64 is wanted."""
+    setup = Setup(model=SMALL, sequence_length=1024)
+    capacity = memory_of(setup.with_micro_batch(9), find_gpu("24GiB")).process_bytes
+    found = fit(setup, find_gpu(f"{capacity} bytes"), 64)
+    assert found.max_micro_batch == 9
+    assert (found.setup.micro_batch, found.plan.accum_steps, found.plan.effective_batch) == (8, 8, 64)
+    assert found.memory == memory_of(setup.with_micro_batch(8), found.gpu)
+
+
+def test_the_json_adds_up():
+    found = fit(Setup(model=SMALL, sequence_length=1024), find_gpu("rtx-4090"), 64).to_dict()
+    memory = found["memory"]
+    assert sum(line["bytes"] for line in memory["ledger"]) == memory["peak_bytes"]
+    assert memory["peak_bytes"] + sum(each["bytes"] for each in memory["outside"]) == memory["process_bytes"]
+    assert memory["low_bytes"] < memory["peak_bytes"] < memory["high_bytes"]
+    assert memory["process_low_bytes"] < memory["process_bytes"] < memory["process_high_bytes"]
+    (point,) = [each for each in found["curve"] if each["micro_batch"] == found["max_micro_batch"]]
+    assert point["process_bytes"] <= memory["capacity_bytes"]
+    assert found["engine"] == "closed form"
+    assert found["evidence"] == {
+        "regime": "bf16, flash attention, one GPU", "cases": 0, "worst_percent": None, "margin": 15,
+    }  # fmt: skip
+    assert found["plan"]["effective_batch"] == 64
+
+
+def test_nothing_fits():
+    found = fit(Setup(model=find_model("llama-3.1-70b"), sequence_length=2048), find_gpu("t4"), 64)
+    assert (found.max_micro_batch, found.plan, found.to_dict()["micro_batch"]) == (0, None, None)
+    assert found.memory.verdict == "does not fit"
+    assert found.findings[0].code == "GA020"
+    assert "less" in found.findings[0].action
+
+
+def test_a_verdict_that_its_own_margin_does_not_bear_is_marginal():
+    setup = Setup(model=SMALL, sequence_length=1024, micro_batch=2)
+    memory = memory_of(setup, find_gpu("24GiB"))
+    for capacity, verdict in (
+        (memory.process_high_bytes, "fits"),
+        (memory.process_high_bytes - 1, "marginal"),
+        (memory.process_bytes, "marginal"),
+        (memory.process_bytes - 1, "does not fit"),
+    ):
+        assert memory_of(setup, find_gpu(f"{capacity} bytes")).verdict == verdict
+    found = fit(setup, find_gpu(f"{memory.process_bytes} bytes"))
+    assert "GA021" in [finding.code for finding in found.findings]
+
+
+def test_what_would_buy_most_comes_first_and_is_true():
+    setup = Setup(model=SMALL, sequence_length=2048, num_gpus=8, strategy="ddp", attention="eager")
+    found = fit(setup, find_gpu("a100-sxm-80gb"))
+    saved = [change.bytes for change in found.changes]
+    assert saved == sorted(saved, reverse=True)
+    assert saved[-1] > 0
+    by_words = {change.words.partition(":")[0]: change.bytes for change in found.changes}
+    checkpointed = memory_of(found.setup.changed("checkpointing", "full"), found.gpu)
+    assert by_words["full checkpointing"] == found.memory.peak_bytes - checkpointed.peak_bytes
+    assert "FSDP2" in by_words
+
+
+def test_a_card_whose_usable_memory_is_not_known_is_said():
+    unknown = next(gpu for gpu in gpus() if gpu.usable_bytes is None)
+    found = fit(Setup(model=SMALL, sequence_length=128, checkpointing="full"), unknown)
+    assert found.memory.capacity_bytes == unknown.memory_bytes
+    assert "GA023" in [finding.code for finding in found.findings]
+
+
+def test_absurd_sizes_are_answered():
+    found = fit(Setup(model=SMALL, sequence_length=10**15), find_gpu("b200"))
+    assert found.max_micro_batch == 0
+    for name, value in (("sequence_length", 0), ("micro_batch", -1), ("dtype", "bf8"), ("optimizer", "adam")):
+        with pytest.raises(InputError, match=name):
+            Setup(**{"model": SMALL, "sequence_length": 8, name: value})
+    with pytest.raises(InputError, match="strategy: is single"):
+        Setup(model=SMALL, sequence_length=8, num_gpus=2)
+
+
+def test_a_ledger_is_the_sum_of_its_lines():
+    memory = memory_of(Setup(model=SMALL, sequence_length=64), find_gpu("t4"))
+    assert memory.peak_bytes == total(memory.ledger) == sum(line.bytes for line in memory.ledger)
+    assert memory.reserved_bytes == memory.peak_bytes + memory.peak_bytes * 6 // 100
