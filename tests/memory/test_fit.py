@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradaccum.catalog.gpus import find_gpu, gpus
@@ -16,18 +16,19 @@ from gradaccum.memory.setup import Setup
 SMALL = find_model("llama-3.2-1b")
 
 
-@given(st.sampled_from(gpus()), st.sampled_from([512, 1024, 4096]), st.sampled_from(["none", "full"]))
+@settings(max_examples=40)
+@given(st.sampled_from(gpus()), st.sampled_from([1024, 4096]), st.sampled_from(["none", "full"]))
 def test_the_largest_is_the_largest(gpu, length, checkpointing):
     setup = Setup(model=SMALL, sequence_length=length, checkpointing=checkpointing)
     found = fit(setup, gpu)
-    memories = [memory_of(setup.with_micro_batch(each), gpu) for each in range(1, 600)]
+    memories = [memory_of(setup.with_micro_batch(each), gpu) for each in range(1, 200)]
     for largest, needed in (
         (found.max_micro_batch, "process_bytes"),
         (found.surely, "process_high_bytes"),
         (found.at_best, "process_low_bytes"),
     ):
         fitting = [each for each, memory in enumerate(memories, 1) if getattr(memory, needed) <= memory.capacity_bytes]
-        assert largest == max(fitting, default=0) or largest >= 599
+        assert largest == max(fitting, default=0) or largest >= 199
     assert found.surely <= found.max_micro_batch <= found.at_best
 
 

@@ -21,13 +21,14 @@ STRAY = {
     "left for later": re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b"),
 }
 SKIPPED = {"build", "dist", "node_modules", "__pycache__"}
+SHOWN = {".ci", ".github"}
 
 
 def files(root: Path) -> Iterator[Path]:
-    """The files of the project; hidden folders are tools' own, except `.ci`."""
+    """The files of the project; hidden folders are tools' own, except SHOWN."""
     for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if name == ".ci" or (not name.startswith(".") and name not in SKIPPED)]
-        yield from (root / folder / name for name in sorted(names))
+        below[:] = [name for name in below if name in SHOWN or (not name.startswith(".") and name not in SKIPPED)]
+        yield from (root / folder / name for name in sorted(names) if name != ".git")  # a file, in a work tree
 
 
 def stray(root: Path) -> list[str]:

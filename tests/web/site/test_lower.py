@@ -103,6 +103,9 @@ def test_white_space_is_what_unicode_says(text):
     assert prelude._strip(text) == text.strip()
     assert prelude._lstrip(text) == text.lstrip()
     assert prelude._rstrip(text) == text.rstrip()
+
+
+def test_all_white_space_is_known():
     assert "".join(c for c in map(chr, range(0x110000)) if c.isspace()) == prelude._SPACE
 
 
