@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
 import re
 import shutil
-import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from ruamel.yaml import YAML
 
 from gradaccum.cli import site as site_command
@@ -20,6 +17,7 @@ from gradaccum.cli.options import parse
 from gradaccum.web.site.build import build
 from gradaccum.web.site.engine import PACKAGE, VERSION
 from tests import engine
+from tests.host import hosted
 from tests.structure import markdown
 from tests.structure.source import ROOT
 
@@ -127,35 +125,6 @@ def test_nginx_is_told_the_type_of_every_file(site):
 
 
 # In a browser. No request leaves this machine.
-
-
-class Files(http.server.SimpleHTTPRequestHandler):
-    """A folder with the caching that the guide asks for."""
-
-    def log_message(self, *_):
-        pass
-
-    def end_headers(self):
-        self.send_header("Cache-Control", "no-cache")
-        super().end_headers()
-
-
-@contextmanager
-def hosted(folder):
-    handler = functools.partial(Files, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

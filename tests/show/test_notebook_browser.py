@@ -9,7 +9,6 @@ import json
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import sync_playwright
 
 import gradaccum
 
@@ -55,14 +54,6 @@ PLANS = [
     gradaccum.plan(preset="bloom-176b", updates=1000, token_budget=None, learning_rate=6e-5, base_batch=256),
     gradaccum.plan(micro_batch=10**50 + 9, num_gpus=8, target_batch=10**98 + 3),
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 WIDE = {"width": 1440, "height": 900}
 
@@ -22,14 +21,6 @@ def address():
         yield process.stdout.readline().strip()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-
-
-@pytest.fixture(scope="module")
-def chromium(chromium_path):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import re
-import threading
-from contextlib import contextmanager
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import expect
 
 from gradaccum.web.page import answer, plan_or_errors
+from tests.host import hosted
 from tests.web.conftest import WIDE, visiting
 
 pytestmark = pytest.mark.slow
@@ -30,22 +27,6 @@ QUERIES = [
     "embed=1&target_batch=512",
     "micro_batch=" + "7" * 90 + "&target_batch=" + "9" * 100,
 ]
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Files and nothing else, as the plainest host has them."""
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def hosted(folder):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")
