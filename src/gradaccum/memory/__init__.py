@@ -1,1 +1,4 @@
-"""What fits: the ledger of a training step's memory, and the search for the largest micro-batch."""
+"""What fits: the ledger of a training step, the model of the allocator, the search for the largest micro-batch.
+
+Bytes are integers. The standard library alone: nothing here imports torch, and no GPU is asked.
+"""
