@@ -113,11 +113,11 @@ def read_inputs(inputs: Mapping[str, object]) -> Request:
     problems: list[Problem] = []
     spelled: dict[str, str] = {}
     for spelling, raw in inputs.items():
-        name = NAME_OF.get(spelling.replace("-", "_"))
+        name = NAME_OF.get(spelling) or NAME_OF.get(spelling.replace("-", "_"))
         if name is None:
             problems.append(unknown_name(spelling, NAME_OF, "is not an input"))
             continue
-        if raw is None or (isinstance(raw, str) and not raw.strip()):
+        if raw is None or raw == "" or (isinstance(raw, str) and not raw.strip()):
             continue
         if name in spelled:
             problems.append(Problem(name, f"was given twice, as {spelled[name]} and as {spelling}; leave one out"))

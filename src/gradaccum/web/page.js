@@ -7,7 +7,7 @@ const form = document.getElementById("inputs");
 const results = document.getElementById("results");
 const pinned = document.getElementById("part-pinned");
 const status = document.getElementById("status");
-const shown = new Map(); // part -> the HTML it shows, so that only what changed is touched
+const shown = new Map(); // part, or a field's remark -> what it shows, so that only what changed is touched
 let pending = new AbortController();
 let here = location.search; // what the address bar asks
 let quiet = 0;
@@ -85,7 +85,8 @@ function showRemarks({ ok, errors, echoes }) {
   for (const element of form.querySelectorAll(".error, .echo")) {
     const [name, kind] = element.id.split("-");
     const text = kind === "error" ? errors[name] || "" : echoes[name] || "";
-    if (element.innerHTML === text) continue;
+    if ((shown.get(element) ?? element.innerHTML) === text) continue;
+    shown.set(element, text);
     if (kind === "echo") element.textContent = text;
     else element.innerHTML = text;
   }

@@ -151,8 +151,8 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
 def render_live(query: str) -> dict[str, object]:
     """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
 
-    ok; errors and echoes by field; values: the text of each field and of the hidden ones; query: the permalink's;
-    summary: for a screen reader. Where ok also results by part, those that a person waits for; title.
+    ok; errors and echoes by field; values: the text of each field and of the hidden ones; summary: for a screen
+    reader. Where ok also results by part, those that a person waits for.
     """
     asked = answer(query)
     values = _shown(asked)
@@ -163,7 +163,6 @@ def render_live(query: str) -> dict[str, object]:
         "errors": {name: str(words) for name, words in _errors(asked).items()},
         "echoes": _echoes(asked),
         "values": values,
-        "query": asked.query(),
     }
     if asked.plan is None:
         live["summary"] = " ".join(str(problem) for problem in asked.problems)
@@ -171,17 +170,17 @@ def render_live(query: str) -> dict[str, object]:
     parts = first_results(asked.plan)
     parts["origin"] = _origin(asked)
     live["results"] = {name: str(part) for name, part in parts.items()}
-    live["title"] = title_of(asked.plan)
     live["summary"] = summary(asked.plan)
     return live
 
 
 def render_rest(query: str) -> dict[str, object]:
-    """The other results, for the same query: ok, and results by part where it is."""
+    """What follows, for the same query: ok, and where it is the other results by part, the permalink's query, title."""
     asked = answer(query)
     if asked.plan is None:
         return {"ok": False}
-    return {"ok": True, "results": {name: str(part) for name, part in _rest(asked, asked.plan).items()}}
+    results = {name: str(part) for name, part in _rest(asked, asked.plan).items()}
+    return {"ok": True, "results": results, "query": asked.query(), "title": title_of(asked.plan)}
 
 
 def plan_or_errors(query: str) -> tuple[bool, dict[str, object]]:
