@@ -20,7 +20,7 @@ run: .venv-run/ready ## the live page, on this machine only; prints its address
 	@.venv-run/bin/gradaccum serve $(ARGS)
 
 site: .venv-run/ready ## the page as static files in ./site, for any host; `make site DIR=public` names another folder
-	@.venv-run/bin/gradaccum site build $(or $(DIR),site)
+	@.venv-run/bin/gradaccum site build "$(or $(DIR),site)" $(ARGS)
 
 test: .venv/ready browser engine ## all tests but the big matrices
 	$(SUITE) -m "not full"
@@ -48,7 +48,7 @@ bench: .venv/ready browser engine ## the measurements, each against its peers
 	done
 
 clean: ## remove the environments and everything that a tool has built or cached
-	rm -rf .venv .venv-run build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache
+	rm -rf .venv .venv-run build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A browser for the page's tests: one that is there, or Playwright's. Without one they are skipped, and say so.

@@ -81,6 +81,11 @@ def test_what_a_query_may_not_be():
     assert parse_query("embed=1&m=2", extra=("embed", "m"))[0] == {"embed": "1", "m": "2"}
 
 
+def test_what_others_append_to_a_link_is_no_input():
+    appended = "utm_source=x&utm_medium=mail&fbclid=1&gclid=2&__theme=dark&micro_batch=3"
+    assert parse_query(appended) == ({"micro_batch": "3"}, [])
+
+
 def test_escapes_that_are_none_stay_visible():
     assert parse_query("micro_batch=%zz%4")[0] == {"micro_batch": "%zz%4"}
     assert parse_query("micro_batch=%ff4")[0] == {"micro_batch": "\ufffd4"}

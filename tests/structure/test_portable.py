@@ -63,13 +63,14 @@ def planted(text: str) -> list[str]:
         ("@dataclass(order=True)\n    class A: pass", "dataclass(order=...)"),
         ("@dataclass\n    class B(A): pass", "dataclass with a base class"),
         ("from enum import Enum", "enum.Enum is missing"),
+        ("import enum", "imports enum; use from enum import"),
+        ("import dataclasses", "imports dataclasses; use from dataclasses import"),
     ],
 )
 def test_what_is_not_portable_is_found(text: str, message: str):
     (found,) = planted(f"def where():\n    {text}\n")
-    line = (
-        3 if "@" in text and ".lru" not in text and "order" not in text else 2
-    )  # a definition stands below its decorator
+    # A definition stands below its decorator.
+    line = 3 if "@" in text and ".lru" not in text and "order" not in text else 2
     assert found.startswith(f"core/planted.py:{line}: ")
     assert message in found
 

@@ -30,14 +30,18 @@ def run(arguments: Sequence[str]) -> int:
     if options.what != "build" or options.folder is None:
         raise InputError(Problem("", "say what to build, and where", ["gradaccum site build public"]))
     import gzip
+    import shlex
 
     from gradaccum.web.site.build import FIRST_VISIT, build
 
     try:
         files = build(options.folder, options.engine)
     except OSError as error:
-        raise InputError(Problem("", f"cannot write to {options.folder}: {error.strerror}")) from error
+        raise InputError(
+            Problem("", f"cannot write to {error.filename or options.folder}: {error.strerror}")
+        ) from error
     loaded = sum(len(gzip.compress(files[name])) for name in FIRST_VISIT)
     print(f"{options.folder}: {len(files)} files; a first visit loads {round(loaded / 1000)} kB compressed")
-    print(f"look at it with: python3 -m http.server --directory {options.folder}; or open its index.html as a file")
+    print(f"look at it with: python3 -m http.server --directory {shlex.quote(options.folder)}")
+    print("or open its index.html as a file")
     return 0

@@ -23,12 +23,16 @@ MAX_QUERY = 2000
 VIEW = ("preset", "loop", "weighting", "embed")
 """Query parameters that are no inputs: where the inputs start from, and how the page shows the plan."""
 
+APPENDED = ("utm_", "__", "fbclid", "gclid", "igshid", "mc_cid", "mc_eid", "msclkid")
+"""How names begin that others append to a link: mail tools, analytics, and whoever shows the page in a frame."""
+
 _PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~,"
 
 
 def parse_query(query: str, extra: Collection[str] = ()) -> tuple[dict[str, str], list[Problem]]:
     """Name -> text, by the inputs' own names, and what is wrong: a name that nobody knows, or one that stands there
-    twice. `extra` names are passed through as they are. Of a query that is too long nothing is read.
+    twice. `extra` names are passed through as they are, and what others append to links is left out. Of a query that
+    is too long nothing is read.
     """
     values: dict[str, str] = {}
     problems: list[Problem] = []
@@ -42,6 +46,8 @@ def parse_query(query: str, extra: Collection[str] = ()) -> tuple[dict[str, str]
         spelling, _, text = pair.partition("=")
         spelling = _decode(spelling)
         name = spelling if spelling in extra else NAME_OF.get(spelling.replace("-", "_"))
+        if name is None and spelling.startswith(APPENDED):
+            continue
         if name is not None and name not in values:
             values[name] = _decode(text)
         elif spelling not in wrong:

@@ -5,6 +5,8 @@ Every address in it is relative, so that the same text serves under any path.
 
 from __future__ import annotations
 
+from gradaccum.core.fields import BY_NAME
+from gradaccum.show.form import SHOWN_IN
 from gradaccum.show.html import el
 from gradaccum.show.nearby import nearby_section
 from gradaccum.show.numbers import brief, drift_of, plural, signed
@@ -61,10 +63,11 @@ def rest_results(
 
 def no_results(problems: Sequence[Problem], words: Sequence[Markup]) -> dict[str, Markup]:
     """What stands in place of the results where the inputs give none: what is wrong, each with the way to its field."""
-    lines = [
-        el("li", None, message, None if not target else [" ", el("a", {"href": "#" + target}, "Go to the field")])
-        for message, target in zip(words, [problem.field for problem in problems])
-    ]
+    lines = []
+    for message, problem in zip(words, problems):
+        target = SHOWN_IN.get(problem.field, problem.field)
+        way: Child = [" ", el("a", {"href": "#" + target}, "Go to the field")] if target in BY_NAME else None
+        lines.append(el("li", None, message, way))
     return {
         "answer": el(
             "section",
@@ -139,7 +142,7 @@ def _header(query: str, embed: bool, alone: bool) -> Markup:
             {"aria-label": "This plan elsewhere"},
             el(
                 "a",
-                {"class": "scripted" if alone else None, "href": "api/plan?" + query, "id": "json"},
+                {"class": "scripted" if alone else None, "href": ("?" if alone else "api/plan?") + query, "id": "json"},
                 "This plan as JSON",
             ),
             None if alone else el("a", {"href": "openapi.json"}, "API"),

@@ -48,7 +48,7 @@ function show({ ok, errors, echoes, values, results, title, query, summary }, fi
 // The address follows a moment after the last edit: writing it costs a layout, and browsers bound how often it may be.
 function address(query, remember) {
   const json = document.getElementById("json"); // not there when embedded
-  if (json) json.href = "api/plan?" + query;
+  if (json) json.href = json.getAttribute("href").replace(/\?.*|$/, "?" + query);
   clearTimeout(settling);
   if (remember === "replaceState") {
     unwritten = query;

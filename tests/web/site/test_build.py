@@ -19,6 +19,7 @@ from gradaccum.web.page import render_page
 from gradaccum.web.site import build as build_module
 from gradaccum.web.site import engine
 from gradaccum.web.site.engine import EngineError
+from gradaccum.web.site.lower import LoweringError
 
 
 @pytest.fixture
@@ -114,6 +115,24 @@ def test_what_cannot_be_lowered_stops_the_build_with_file_and_line(stand_in, tmp
     assert re.search(r"web/server\.py:[0-9]+: imports hashlib\n", capsys.readouterr().err)
 
 
+def test_every_fault_of_every_file_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(build_module, "SITE", ())
+    monkeypatch.setattr(build_module, "ROOMS", ("web/server.py", "web/serve.py", "web/page.py"))
+    with pytest.raises(LoweringError) as error:
+        build_module.lowered_sources()
+    first, *lines = str(error.value).splitlines()
+    assert "MicroPython" in first
+    assert {line.partition(":")[0] for line in lines} == {"web/server.py", "web/serve.py", "web/page.py"}
+    assert any(re.match(r"web/page\.py:[0-9]+: imports gradaccum\.core\.plan, which the page", line) for line in lines)
+
+
+def test_what_the_page_leaves_out_may_be_imported_in_a_function_alone():
+    assert build_module.absent("def f():\n    from gradaccum.core.link import link\n", []) == []
+    paths = build_module.portable_files()
+    assert build_module.absent("from gradaccum.core.link import link\n", paths) == [(1, "gradaccum.core.link")]
+    assert build_module.absent("from gradaccum.show import text, html\n", paths) == [(1, "gradaccum.show.text")]
+
+
 @pytest.mark.slow  # compresses half a megabyte
 def test_a_first_visit_is_small(site):
     assert sum(len(gzip.compress((site / name).read_bytes())) for name in build_module.FIRST_VISIT) <= 300_000
@@ -139,6 +158,28 @@ def test_the_engine_comes_from_npm_or_the_registry_and_is_kept(stand_in, monkeyp
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     assert engine.engine_code() == b"wasm"  # kept from before
+    with open(engine.kept_package(), "wb") as kept:
+        kept.write(b"half of it")
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(content))
+    assert engine.engine_code() == b"wasm"  # damaged, and fetched again
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "kept_package", lambda: "/dev/null/kept.tgz")
+        assert engine.engine_code() == b"wasm"  # where it cannot be kept it is not
+
+    def unreachable(address, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    assert engine.engine_code() == b"wasm"  # kept from before
+    with open(engine.kept_package(), "wb") as kept:
+        kept.write(b"half of it")
+    monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: io.BytesIO(content))
+    assert engine.engine_code() == b"wasm"  # damaged, and fetched again
+    monkeypatch.setattr(engine, "kept_package", lambda: "/dev/null/kept.tgz")
+    assert engine.engine_code() == b"wasm"  # where it cannot be kept it is not
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "INTEGRITY", "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode())
+    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(stand_in.parent / "empty"))
     with pytest.raises(EngineError, match="cannot be fetched"):
         engine.engine_code()

@@ -9,11 +9,9 @@ const FROM_FILE = location.protocol === "file:";
 const files = new URL(".", document.currentScript.src);
 
 const python = firstPaint().then(load).catch((error) => {
-  console.info("gradaccum: the engine did not start:", error);
-  const why = FROM_FILE && typeof WebAssembly === "object"
-    ? "this browser does not let a page that was opened as a file do that. Serve its folder instead: run \u201cpython3 -m http.server\u201d in it and open http://localhost:8000/."
-    : "this browser, or a rule of this site, blocks WebAssembly or a file of the page.";
-  const words = `The calculator did not start: ${why} Below is the default plan.`;
+  console.error("gradaccum: the calculator did not start:", error);
+  const own = location.search ? "Below is the default plan, not the one that this link asks for." : "Below is the default plan.";
+  const words = `The calculator did not start: ${reason(error)}. ${own}`;
   tellThem(words);
   form.inert = true;
   document.getElementById("json")?.remove();
@@ -21,6 +19,15 @@ const python = firstPaint().then(load).catch((error) => {
   throw new Error(words);
 });
 python.catch(() => {}); // said above
+
+function reason(error) {
+  if (typeof WebAssembly !== "object" || error instanceof WebAssembly.CompileError) {
+    return "this browser, or a rule of this site, blocks WebAssembly";
+  }
+  if (error.name === "PythonError") return `this build of the page is broken (${error.message.trim().split("\n").pop()})`;
+  if (!FROM_FILE) return `a file of the page did not load (${error.message})`;
+  return "this browser does not let a page that was opened as a file do that; serve its folder instead: run \u201cpython3 -m http.server\u201d in it and open http://localhost:8000/";
+}
 
 // The engine waits for the first paint; a page that is not looked at paints nothing, and waits for its own load alone.
 function firstPaint() {
@@ -100,7 +107,7 @@ async function redraw(query) {
     document.getElementById(id).replaceChildren(...drawn.getElementById(id).childNodes);
   }
   const json = document.getElementById("json");
-  if (json) json.href = drawn.getElementById("json").getAttribute("href");
+  if (json) json.href = "?" + query;
   results.classList.remove("waiting");
   shown.clear();
   tell();

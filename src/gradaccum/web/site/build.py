@@ -10,13 +10,18 @@ offline.js          the service worker that keeps all of it
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 
 from gradaccum.web.page import render_page
 from gradaccum.web.site.engine import engine_files
-from gradaccum.web.site.lower import lower
+from gradaccum.web.site.lower import LoweringError, lower
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The folder of the package `gradaccum`."""
@@ -81,14 +86,51 @@ def page_script() -> str:
 
 
 def lowered_sources() -> dict[str, str]:
-    """Every file that the browser's Python reads: lowered modules and the data beside them, by path."""
+    """Every file that the browser's Python reads: lowered modules and the data beside them, by path.
+
+    Raises LoweringError with every line of every file that would not run there.
+    """
     sources = {"gradaccum/__init__.py": ""}  # the top resolves names for a person; the page imports rooms
-    for path in portable_files():
+    complaints = []
+    paths = portable_files()
+    for path in paths:
         text = _read(path).decode()
-        sources[f"gradaccum/{path}"] = lower(text, path) if path.endswith(".py") else text
+        try:
+            sources[f"gradaccum/{path}"] = lower(text, path) if path.endswith(".py") else text
+        except LoweringError as error:
+            complaints.append(str(error))
+        if path.endswith(".py"):
+            found = absent(text, paths)
+            complaints += [f"{path}:{line}: imports {name}, which the page does not bring" for line, name in found]
+    if complaints:
+        raise LoweringError("\n".join([HEADLINE, *complaints]))
     runs = "gradaccum/catalog/published_runs.json"
     sources[runs] = json.dumps(json.loads(sources[runs]), separators=(",", ":"), ensure_ascii=False)
     return sources
+
+
+HEADLINE = (
+    "the page runs these files in the browser, under MicroPython, which has not all of Python "
+    "(web/site/portable.py lists what it lacks, and LEFT_OUT in build.py what the page leaves out):"
+)
+
+
+def absent(text: str, paths: Sequence[str]) -> list[tuple[int, str]]:
+    """(line, module) of each import at the top of a module that names one of this package beside `paths`.
+
+    An import in a function may: it is for what the page does not call.
+    """
+    there = {name.removesuffix(".py").removesuffix("/__init__") for name in paths}
+    found = []
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gradaccum."):
+            continue
+        place = (node.module or "").removeprefix("gradaccum.").replace(".", "/")
+        for alias in node.names:
+            is_module = os.path.exists(os.path.join(PACKAGE, *f"{place}/{alias.name}.py".split("/")))
+            if (f"{place}/{alias.name}" if is_module else place) not in there:
+                found.append((node.lineno, f"{node.module}.{alias.name}" if is_module else str(node.module)))
+    return found
 
 
 def portable_files() -> list[str]:

@@ -67,12 +67,19 @@ def engine_code(package: str | None = None) -> bytes:
             raise EngineError(f"The engine's package {package} cannot be read: {error.strerror}.") from error
     kept = kept_package()
     if os.path.exists(kept):
-        return engine_code(kept)
+        try:
+            return engine_code(kept)
+        except EngineError:
+            pass  # damaged: it is fetched again
     content = _from_npm() or _from_registry()
     code = _unpacked(content, ADDRESS)
-    os.makedirs(os.path.dirname(kept), exist_ok=True)
-    with open(kept, "wb") as file:
-        file.write(content)
+    try:
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        with open(f"{kept}.{os.getpid()}", "wb") as part:
+            part.write(content)
+        os.replace(part.name, kept)  # whole or not at all
+    except OSError:
+        pass  # it is fetched again next time
     return code
 
 
@@ -96,7 +103,10 @@ def engine_files(package: str | None = None) -> dict[str, bytes]:
 def _unpacked(content: bytes, where: str) -> bytes:
     found = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
     if found != INTEGRITY:
-        raise EngineError(f"{where} is not {PACKAGE} {VERSION}: its hash is {found}, not {INTEGRITY}.")
+        raise EngineError(
+            f"{where} is not {PACKAGE} {VERSION}: its hash is {found}, not {INTEGRITY}. "
+            f"Get it with: npm pack {PACKAGE}@{VERSION}"
+        )
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         member = archive.extractfile(CODE)
         assert member, f"a package of this hash holds {CODE}"

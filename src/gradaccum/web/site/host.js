@@ -147,9 +147,9 @@ async function startPython(wasm, files, heap) {
     const [kind, first, second] = [0, 4, 8].map((offset) => words().getInt32(value + offset, true));
     engine.free(value);
     if (kind === RAISED) {
-      const [type, message] = text(second, first).split("\x04");
+      const [, traceback] = text(second, first).split("\x04");
       engine.free(second);
-      throw new Error(`${type}: ${message}`);
+      throw Object.assign(new Error(traceback), { name: "PythonError" });
     }
     return kind === TEXT ? text(second, first) : first;
   }

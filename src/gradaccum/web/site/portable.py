@@ -39,6 +39,9 @@ METHODS = set(
 
 BUILTINS = {"aiter", "anext", "ascii", "breakpoint", "format", "slice", "vars"}
 
+FROM = {"dataclasses", "enum"}
+"""Modules whose names are lowered, and which are not there themselves."""
+
 DECORATORS = {"property", "staticmethod", "classmethod", "functools.cache", "dataclass"}
 
 # Keyword arguments that the built-in functions and methods of these names do not take.
@@ -77,6 +80,7 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _for_type_checkers(node: ast.AST) -> bool:
+    """Whether this is `if TYPE_CHECKING:`, whose body never runs."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
@@ -86,6 +90,7 @@ def _at(node: ast.AST) -> Iterator[str]:
             yield from (
                 f"imports {alias.name}" for alias in names if alias.name not in MODULES and _foreign(alias.name)
             )
+            yield from (f"imports {alias.name}; use from {alias.name} import" for alias in names if alias.name in FROM)
         case ast.ImportFrom(level=0, module=str(name), names=names) if _foreign(name):
             if name not in MODULES:
                 yield f"imports {name}"
@@ -104,7 +109,7 @@ def _at(node: ast.AST) -> Iterator[str]:
         case ast.BinOp(op=ast.Div()):
             yield "divides into a float, which large integers do not survive everywhere; use float(Ratio(a, b))"
         case ast.Match():
-            yield "match statement"
+            yield "match statement; use if and elif"
         case ast.TryStar():
             yield "except* clause"
         case ast.AsyncFunctionDef() | ast.Await():
@@ -161,7 +166,7 @@ def _at_call(call: ast.Call) -> Iterator[str]:
                 yield from _at_pattern(call.args[0])
         case _:
             return
-    yield from (f"{name}({word}=...) is not taken" for word in sorted(KEYWORDS.get(name, set()) & keywords))
+    yield from (f"{name}({word}=...) is not known there" for word in sorted(KEYWORDS.get(name, set()) & keywords))
 
 
 def _at_pattern(pattern: ast.expr) -> Iterator[str]:
