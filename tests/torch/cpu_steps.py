@@ -165,7 +165,7 @@ def measured(build: Build, micro_batch: int, accum_steps: int, updates: int) -> 
 def traced(trace: Trace) -> tuple[list[int], list[int]]:
     """The same of a trace."""
     sizes = [trace.blocks[event].bytes if event >= 0 else -trace.blocks[~event].bytes for event in trace.events]
-    return sizes[: trace.num_persistent], sizes[trace.num_persistent :]
+    return sizes[: trace.num_setup], sizes[trace.num_setup :]
 
 
 def more_than_scalars(sizes: list[int]) -> list[int]:

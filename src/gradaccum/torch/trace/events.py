@@ -69,8 +69,8 @@ class Guess(NamedTuple):
 class Trace:
     """The births and deaths of the blocks of a training step.
 
-    events: `i` is the birth of block `i`, `~i` (that is -1 - i) its death. The first `num_persistent` events are the
-    births of what was alive before the first step, in the order in which it was loaded.
+    events: `i` is the birth of block `i`, `~i` (that is -1 - i) its death. The first `num_setup` events come before the
+    first step: the births of weights, buffers and batch in the order in which they are loaded.
     unknown: what makes the trace a bound or an estimate, with the operator's name. assumed: values that the program
     read from a tensor, which a trace does not hold, and the constants that were answered.
     """
@@ -78,7 +78,7 @@ class Trace:
     device: str
     accum_steps: int
     updates: int
-    num_persistent: int
+    num_setup: int
     blocks: tuple[Block, ...]
     events: tuple[int, ...]
     marks: tuple[Mark, ...]
@@ -88,7 +88,9 @@ class Trace:
     @property
     def persistent(self) -> tuple[Block, ...]:
         """What was alive before the first step, in load order."""
-        return tuple(self.blocks[event] for event in self.events[: self.num_persistent])
+        setup = self.events[: self.num_setup]
+        gone = {~event for event in setup if event < 0}
+        return tuple(self.blocks[event] for event in setup if event >= 0 and event not in gone)
 
     def phases(self) -> Iterator[tuple[Mark, range]]:
         """Each mark with the numbers of the events up to the next one."""
@@ -108,7 +110,7 @@ class Trace:
             "device": self.device,
             "accum_steps": self.accum_steps,
             "updates": self.updates,
-            "num_persistent": self.num_persistent,
+            "num_setup": self.num_setup,
             "words": list(words),
             "blocks": blocks,
             "events": list(self.events),

@@ -51,9 +51,10 @@ class Job:
 
 
 def record(
-    build: Callable[[int], Job | tuple[torch.nn.Module, torch.optim.Optimizer, Callable[[], object]]],
+    build: Callable[..., Job | tuple[torch.nn.Module, torch.optim.Optimizer, Callable[[], object]]],
     micro_batch: int,
     *,
+    load: Callable[[], torch.nn.Module] | None = None,
     device: Device | None = None,
     accum_steps: int = 2,
     updates: int = 2,
@@ -61,6 +62,10 @@ def record(
 ) -> ev.Trace:
     """The trace of `updates` updates of `accum_steps` micro-steps each.
 
+    load: makes the module that a program builds on the host and then moves to the device as a whole. With it
+        `build(micro_batch, module)` is recorded too, with the host as the default device: what it puts on the meta
+        device, such as adapters and their casts, leaves its gaps in the allocator's segments. Without it, only what
+        is there when `build` returns counts, in load order.
     device: what to stand for; an A100 where none is given. answers: what a program reads from tensors, by the operator
     that made them (`{"aten.max": 512}`), where the usual constants of answers.py are not right.
     Raises TraceError for an operator that cannot be followed, with its name and its module.
@@ -71,12 +76,20 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(device.patches())
         stack.enter_context(where)
-        with torch.device("meta"):
-            job = _job(build(micro_batch))
-        where.follow(job.module)
         recorder.mark(ev.SETUP)
-        _load(recorder, job)
-        num_persistent = len(recorder.events)
+        if load is None:
+            with torch.device("meta"):
+                job = _job(build(micro_batch))
+        else:
+            with torch.device("meta"):
+                module = load()
+            _arrive(recorder, _load_order(module))
+            with recorder:
+                job = _job(build(micro_batch, module))
+        where.follow(job.module)
+        _arrive(recorder, [*(job.load_order or ()), *_load_order(job.module), *_tensors(job.batch), *_state(job)])
+        _name(recorder, job)
+        num_setup = len(recorder.events)
         parameters = {id(each): name for name, each in job.module.named_parameters()}
         handles = optimizer_hooks(
             lambda optimizer: _before_update(recorder, optimizer, parameters),
@@ -98,7 +111,7 @@ def record(
         device=device.name,
         accum_steps=accum_steps,
         updates=updates,
-        num_persistent=num_persistent,
+        num_setup=num_setup,
         blocks=tuple(ev.Block(*block) for block in recorder.blocks),
         events=tuple(recorder.events),
         marks=tuple(recorder.marks),
@@ -179,20 +192,31 @@ def _job(built: Any) -> Job:
     return Job(module=module, optimizer=optimizer, step=step)
 
 
-def _load(recorder: Recorder, job: Job) -> None:
-    """The births of what is alive before the first step."""
-    batch = [each for each in tree_leaves(job.batch) if isinstance(each, torch.Tensor)]
-    names: dict[int, tuple[str, str]] = {id(each): (ev.BATCH, "") for each in batch}
-    names.update({id(each): (ev.BUFFER, name) for name, each in job.module.named_buffers(remove_duplicate=False)})
-    names.update({id(each): (ev.WEIGHT, name) for name, each in job.module.named_parameters(remove_duplicate=False)})
-    # Some optimizers make their state when they are made.
-    state = [value for each in job.optimizer.state.values() for value in each.values() if torch.is_tensor(value)]
-    names.update({id(each): (ev.STATE, "") for each in state})
-    for tensor in (*(job.load_order or ()), *_load_order(job.module), *batch, *state):
-        known = len(recorder.blocks)
-        block = recorder.see_tensor(tensor, "")
-        if block is not None and block >= known:
-            recorder.name(tensor, *names.get(id(tensor), (ev.OTHER, "")))
+def _tensors(batch: object) -> list[torch.Tensor]:
+    return [each for each in tree_leaves(batch) if isinstance(each, torch.Tensor)]
+
+
+def _state(job: Job) -> list[torch.Tensor]:
+    """The state that some optimizers make when they are made."""
+    return [value for each in job.optimizer.state.values() for value in each.values() if torch.is_tensor(value)]
+
+
+def _arrive(recorder: Recorder, tensors: Sequence[torch.Tensor]) -> None:
+    """The births of what is there before the first step, where they were not seen."""
+    for tensor in tensors:
+        recorder.see_tensor(tensor, "")
+
+
+def _name(recorder: Recorder, job: Job) -> None:
+    """Say what the blocks are that are alive before the first step."""
+    for tensor in _tensors(job.batch):
+        recorder.name(tensor, ev.BATCH, "")
+    for tensor in _state(job):
+        recorder.name(tensor, ev.STATE, "")
+    for name, tensor in job.module.named_buffers():
+        recorder.name(tensor, ev.BUFFER, name)
+    for name, tensor in job.module.named_parameters():
+        recorder.name(tensor, ev.WEIGHT, name)
 
 
 def _load_order(module: torch.nn.Module) -> list[torch.Tensor]:
