@@ -19,6 +19,11 @@ NOT_SO = frozenset("any isnan isinf isneginf isposinf ne logical_not __or__ bitw
 """Operators whose truth is the exception: something is masked, is not a number, differs."""
 
 
+OVERFLOW = "aten._amp_foreach_non_finite_check_and_unscale_"
+NOTHING = frozenset(f"full zeros zeros_like new_zeros full_like {OVERFLOW[5:]}".split())
+"""Operators whose number is 0 as long as nothing happens: GradScaler's flag of an overflow, a counter."""
+
+
 def answer_for(func: Any) -> Callable[..., Any] | None:
     """The function that answers this operator for a tensor without data, or None."""
     return _ANSWERS.get(str(func).rpartition(".")[0])
@@ -41,7 +46,7 @@ def _item(recorder: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     elif tensor.dtype is torch.bool:
         value = bare not in NOT_SO
     else:
-        value = 1.0 if tensor.dtype.is_floating_point else 1
+        value = tensor.new_empty((), device="cpu").fill_(bare not in NOTHING).item()
     recorder.assume(maker or "aten.item", value)
     return value
 
@@ -101,6 +106,12 @@ def _to_copy(recorder: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype, device=device)
 
 
+def _unscale(recorder: Recording, func: Any, args: Any, kwargs: Any) -> Any:
+    """GradScaler's check of gradients: its second argument says whether one overflowed, and was 0."""
+    recorder.made_by(args[1], OVERFLOW)
+    return func(*args, **kwargs)
+
+
 _ANSWERS: dict[str, Callable[..., Any]] = {
     "aten._local_scalar_dense": _item,
     "aten.item": _item,
@@ -111,4 +122,5 @@ _ANSWERS: dict[str, Callable[..., Any]] = {
     "aten.index_put": _index,
     "aten.index_put_": _index,
     "aten._to_copy": _to_copy,
+    OVERFLOW: _unscale,
 }

@@ -14,6 +14,7 @@ import torch
 
 from gradaccum.torch.trace import kernels
 from gradaccum.torch.trace.attention import routed
+from gradaccum.torch.trace.autocast import autocast_of_cuda
 from gradaccum.torch.trace.composite import linear, overriding
 from gradaccum.torch.trace.device import Device
 
@@ -90,6 +91,7 @@ def _patches(capability: tuple[int, int]) -> Iterator[None]:
     }
     with ExitStack() as stack:
         stack.enter_context(overriding(composites))
+        stack.enter_context(autocast_of_cuda())
         # Optimizers and gradient clipping take many tensors at once by default, where the device can.
         for module in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
             for name in ("_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"):

@@ -22,6 +22,9 @@ class Recording(Protocol):
     def maker(self, tensor: Any) -> str:
         """The operator that made a tensor's storage, such as `aten.all`; empty where it is not known."""
 
+    def made_by(self, tensor: Any, op: str) -> None:
+        """From now on this operator counts as what made the tensor's storage."""
+
     def see(self, out: Any, op: str) -> None:
         """What is new in the tensors of a result is born."""
 

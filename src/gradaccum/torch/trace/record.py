@@ -96,12 +96,13 @@ def record(
             lambda optimizer: _after_update(recorder, optimizer, parameters),
         )
         stack.callback(lambda: [handle.remove() for handle in handles])
-        where.outside = ev.FORWARD
         with recorder:
             for recorder.update in range(updates):
                 for recorder.micro_step in range(accum_steps):
-                    job.step()
                     where.outside = ev.FORWARD
+                    recorder.mark(ev.FORWARD)
+                    job.step()
+                where.outside = ev.FORWARD
                 if job.update is not None:
                     job.update()
                 else:

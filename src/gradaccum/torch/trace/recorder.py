@@ -227,6 +227,12 @@ class Recorder(TorchDispatchMode):
         birth = self.live.get(tensor.untyped_storage()._cdata)
         return self.blocks[birth.block][3] if birth is not None else ""
 
+    def made_by(self, tensor: torch.Tensor, op: str) -> None:
+        """From now on this operator counts as what made the tensor's storage."""
+        birth = self.live.get(tensor.untyped_storage()._cdata)
+        if birth is not None:
+            self.blocks[birth.block][3] = op
+
     def _workspace(self, op: str) -> None:
         """Each thread's first product of matrices asks for a workspace, after its result, and keeps it."""
         thread = "backward" if self.phase in {ev.BACKWARD, ev.RECOMPUTE} else "forward"
