@@ -13,5 +13,21 @@ from gradaccum.torch.trace.device import Device
 from gradaccum.torch.trace.errors import TraceError
 from gradaccum.torch.trace.events import Block, Guess, Mark, Trace
 from gradaccum.torch.trace.record import Job, record, trace_module
+from gradaccum.torch.trace.replay import Counter, Peaks, replay
 
-__all__ = ["Block", "Device", "Guess", "Job", "Mark", "Trace", "TraceError", "cpu", "cuda", "record", "trace_module"]
+__all__ = [
+    "Block",
+    "Counter",
+    "Device",
+    "Guess",
+    "Job",
+    "Mark",
+    "Peaks",
+    "Trace",
+    "TraceError",
+    "cpu",
+    "cuda",
+    "record",
+    "replay",
+    "trace_module",
+]

@@ -79,7 +79,7 @@ def _eligible(value: Any) -> bool:
 
 @contextmanager
 def autocast_of_cuda() -> Iterator[None]:
-    """While entered, `torch.autocast` for "cuda" or "meta" works on tensors of the meta device, and GradScaler is on."""
+    """While entered, `torch.autocast` for "cuda" or "meta" works on meta tensors, and GradScaler is on."""
     cache = _Cache()
     clear = torch.clear_autocast_cache
 
@@ -95,8 +95,8 @@ def autocast_of_cuda() -> Iterator[None]:
             aten.impl(name, kernel, KEY.name)
         patch = stack.enter_context
         patch(mock.patch("torch.clear_autocast_cache", clear_both))
-        patch(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
-        patch(mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True))
+        patch(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+        patch(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         init = torch.amp.autocast_mode.autocast.__init__
         patch(mock.patch("torch.amp.autocast_mode.autocast.__init__", _as_cuda(init, 1)))
         for name in (

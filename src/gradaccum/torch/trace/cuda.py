@@ -104,4 +104,4 @@ def _with_meta(module: str, name: str) -> Any:
     found = getattr(__import__(module, fromlist=[name]), name, None)
     if found is None:
         return ExitStack()
-    return mock.patch(f"{module}.{name}", lambda: [*found(), "meta"])
+    return mock.patch(f"{module}.{name}", return_value=[*found(), "meta"])

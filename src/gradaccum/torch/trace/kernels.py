@@ -110,6 +110,7 @@ KERNELS: dict[str, Kernel] = {
     "aten._scaled_dot_product_efficient_attention": efficient_forward,
     "aten._scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten.embedding_dense_backward": embedding_backward,
+    "aten.cumsum": copies(0),  # cuda/ScanKernels.cpp; along one of several dimensions without CUB (ScanUtils.cuh)
     "aten.native_layer_norm": copies(0),  # cuda/layer_norm_kernel.cu:layer_norm_cuda: expect_contiguous
     "aten.native_layer_norm_backward": copies(0, 1),
     "aten.native_group_norm": copies(0),
@@ -126,7 +127,7 @@ UNKNOWN: dict[str, str] = {
         "cuDNN's reserve and workspace are not counted",
     ),
     **dict.fromkeys(
-        "aten.sort aten.topk aten.cumsum aten.index_put_ aten._index_put_impl_".split(),
+        "aten.sort aten.topk aten.index_put_ aten._index_put_impl_".split(),
         "the temporary storage of CUB is not counted",
     ),
     "aten._scaled_dot_product_cudnn_attention_backward": "cuDNN's workspace is not counted",

@@ -18,10 +18,12 @@ class AllocatorLike(Protocol):
     peak_allocated: int
 
     @property
-    def reserved(self) -> int: ...
+    def reserved(self) -> int:
+        """Bytes that the device has given."""
 
     @property
-    def peak_reserved(self) -> int: ...
+    def peak_reserved(self) -> int:
+        """The most of that."""
 
     def malloc(self, size: int, stream: int = 0) -> int:
         """A handle of a new block."""
