@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):
             replace=answer_for(func) or device.replaced.get(packet) or everywhere.REPLACED.get(packet),
             kernel=device.kernels.get(packet) or everywhere.KERNELS.get(packet),
             matmul=packet in device.workspaces,
-            silent=view and not is_question(func),
+            silent=(view and not is_question(func)) or func.namespace == "profiler",
             resizes=mutable and (overload == "out" or overload.endswith("_out") or bare in {"resize_", "set_"}),
             loss=bare in LOSS_OPS,
             unknown=device.unknown.get(packet),
