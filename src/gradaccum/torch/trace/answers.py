@@ -103,6 +103,7 @@ def _to_copy(recorder: Recording, func: Any, args: Any, kwargs: Any) -> Any:
     tensor, device = args[0], kwargs.get("device")
     if device is None or tensor.device.type != "meta" or torch.device(device).type == "meta":
         return func(*args, **kwargs)
+    recorder.assume("aten._to_copy", "zeros on the host")
     return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype, device=device)
 
 

@@ -50,6 +50,37 @@ def dropout(input: torch.Tensor, p: float, train: bool) -> torch.Tensor:
     return input * torch.zeros((), dtype=input.dtype, device=input.device)
 
 
+class _RMSNorm(torch.autograd.Function):
+    """cuda/layer_norm_kernel.cu:_fused_rms_norm_cuda and its backward: results, and one fp32 number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, rows: torch.Size, weight: torch.Tensor | None) -> torch.Tensor:
+        result = torch.empty_like(input)
+        scale = input.new_empty(rows, dtype=torch.float32)
+        ctx.save_for_backward(input, scale, weight)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        input, _, weight = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        return (
+            torch.empty_like(input) if wants[0] else None,
+            None,
+            torch.empty_like(weight) if wants[2] else None,
+        )
+
+
+def rms_norm(
+    input: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """aten/src/ATen/native/layer_norm.cpp:rms_norm_symint: one kernel, unless the weight is of another dtype."""
+    if weight is not None and weight.dtype is not input.dtype:
+        return torch.ops.aten.rms_norm.default.decompose(input, normalized_shape, weight, eps)
+    dims = len(normalized_shape)
+    return _RMSNorm.apply(input.contiguous(), (*input.shape[:-dims], *(1,) * dims), weight)
+
+
 def cuda(
     capability: tuple[int, int],
     *,
@@ -68,7 +99,7 @@ def cuda(
     return Device(
         name=f"cuda sm_{capability[0]}{capability[1]}",
         types=frozenset({"meta"}),
-        kernels=kernels.KERNELS,
+        kernels=kernels.table(capability),
         replaced=kernels.REPLACED,
         workspaces={
             **dict.fromkeys(PRODUCTS, libraries),
@@ -76,6 +107,7 @@ def cuda(
             "aten.addmm": {"cuBLASLt": cublaslt_workspace, **libraries},
         },
         unknown=kernels.UNKNOWN,
+        unknown_modules=kernels.UNKNOWN_MODULES,
         patches=partial(_patches, capability),
     )
 
@@ -87,6 +119,8 @@ def _patches(capability: tuple[int, int]) -> Iterator[None]:
         "softmax.int": softmax,
         "log_softmax.int": log_softmax,
         "dropout": dropout,
+        # One kernel from PyTorch 2.9 on.
+        **({"rms_norm": rms_norm} if hasattr(torch.ops.aten, "_fused_rms_norm") else {}),
         "scaled_dot_product_attention": routed(capability),
     }
     with ExitStack() as stack:

@@ -48,6 +48,7 @@ class Device:
     kernels: the buffers inside an operator's kernel.
     workspaces: for each product of matrices, the libraries that ask for a workspace, in order, and its bytes.
     unknown: operators whose kernel allocates an amount that no rule is known for, and why.
+    unknown_modules: kinds of module that become one such operator, which the meta device splits up.
     patches: makes the context in which torch itself behaves as on this device.
     """
 
@@ -57,4 +58,5 @@ class Device:
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     workspaces: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    unknown_modules: Mapping[type, tuple[str, str]] = field(default_factory=dict)
     patches: Callable[[], AbstractContextManager[object]]

@@ -6,16 +6,20 @@ from gradaccum.errors import GradaccumError
 
 
 class TraceError(GradaccumError):
-    """An operator that the meta device cannot follow, or a module that raised. `op` and `module` say where."""
+    """A step that cannot be followed. `op` and `module` say where; `op` is empty where the program itself raised."""
 
     def __init__(self, op: str, module: str, cause: BaseException) -> None:
         where = f" in the module {module!r}" if module else ""
-        said = str(cause).strip().split("\n")[0]
-        kernel = isinstance(cause, NotImplementedError)
-        reason = "has no rule for shapes alone (no meta kernel)" if kernel else "could not be followed without data"
-        super().__init__(
-            f"{op}{where} {reason}: {type(cause).__name__}: {said}. "
-            "Register a meta kernel for it (torch.library.register_fake), or trace the module without it."
-        )
+        said = f"{type(cause).__name__}: {str(cause).strip().split(chr(10))[0]}"
+        if not op:
+            message = f"the step raised{where}: {said}"
+        elif isinstance(cause, NotImplementedError):
+            message = (
+                f"{op}{where} has no rule for shapes alone (no meta kernel), so what it allocates is not known. "
+                f"torch.library.register_fake adds one. {said}"
+            )
+        else:
+            message = f"{op}{where} could not be run on shapes alone: {said}"
+        super().__init__(message)
         self.op = op
         self.module = module

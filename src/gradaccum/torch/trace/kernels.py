@@ -67,23 +67,28 @@ def efficient_forward(args: Any, kwargs: Any, out: Any) -> Buffers:
     return [], [4 * b * h * s * value.shape[-1]] if wide else []
 
 
-def efficient_backward(args: Any, kwargs: Any, out: Any) -> Buffers:
+def efficient_backward(capability: tuple[int, int]) -> Kernel:
     """attention_backward.cu:_efficient_attention_backward: row sums in fp32, and the workspace of
-    mem_eff_attention/kernel_backward.h:workspace_size: dq in fp32 by tiles of 64 x 64, each with 16 bytes of locks,
-    on cards from sm_70 on, where the keys are split.
+    mem_eff_attention/kernel_backward.h:workspace_size.
 
-    For fp32 inputs the row sums are a product, a sum and a copy.
+    The workspace is dq in fp32 by tiles of 64 x 64, each with 16 bytes of locks, on cards from sm_70 on, where the keys
+    are split; and for half precision dk and dv in fp32 for each split, of which there are at most 200 over all heads,
+    where a head is wider than what a block keeps in registers: 64, and 128 on the cards with 160 KiB of shared memory.
+    For fp32 inputs the row sums are a product, a sum and a copy; the product is as large as the workspace that follows.
     """
-    grad, query, key, value = args[:4]
-    b, h, s, d = query.shape
-    before = [] if grad.transpose(1, 2).is_contiguous() else [nbytes(grad)]
-    tiles = b * h * (up(s, 64) // 64) * (up(d, 64) // 64)
-    inside = [4 * b * h * s, tiles * (64 * 64 * 4 + 16)]
-    if d > 128 and query.dtype is not torch.float32:
-        # kNeedsAccumGradK, kNeedsAccumGradV: staging of dk and dv, for at most 200 splits over all heads.
-        splits = max(1, min(up(key.shape[2], 64) // 64, 200 // (b * h)))
-        inside[1] += 4 * b * h * splits * 64 * (up(d, 64) + up(value.shape[-1], 64))
-    return before, inside
+    kept = 128 if capability == (8, 0) or (9, 0) <= capability < (12, 0) else 64
+
+    def kernel(args: Any, kwargs: Any, out: Any) -> Buffers:
+        grad, query, key, value = args[:4]
+        b, h, s, d = query.shape
+        before = [] if grad.transpose(1, 2).is_contiguous() else [nbytes(grad)]
+        workspace = b * h * (up(s, 64) // 64) * (up(d, 64) // 64) * (64 * 64 * 4 + 16) if capability >= (7, 0) else 0
+        if d > kept and query.dtype is not torch.float32:
+            splits = max(1, min(up(key.shape[2], 64) // 64, 200 // (b * h)))
+            workspace += 4 * b * h * splits * 64 * (up(d, 64) + up(value.shape[-1], 64))
+        return before, [4 * b * h * s, workspace]
+
+    return kernel
 
 
 def embedding_backward(args: Any, kwargs: Any, out: Any) -> Buffers:
@@ -101,14 +106,19 @@ def embedding_backward(args: Any, kwargs: Any, out: Any) -> Buffers:
     return before, [2 * integers, 2 * integers, 4 * integers, parts * up(width, 32) * 4]
 
 
-KERNELS: dict[str, Kernel] = {
+def table(capability: tuple[int, int]) -> dict[str, Kernel]:
+    """The rules for a card of this compute capability."""
+    efficient = "aten._scaled_dot_product_efficient_attention_backward"
+    return {**_KERNELS, efficient: efficient_backward(capability)}
+
+
+_KERNELS: dict[str, Kernel] = {
     "aten._softmax": copies(0),
     "aten._log_softmax": copies(0),
     "aten._softmax_backward_data": softmax_backward,
     "aten._log_softmax_backward_data": copies(0, 1),
     "aten._scaled_dot_product_flash_attention_backward": flash_backward,
     "aten._scaled_dot_product_efficient_attention": efficient_forward,
-    "aten._scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten.embedding_dense_backward": embedding_backward,
     "aten.cumsum": copies(0),  # cuda/ScanKernels.cpp; along one of several dimensions without CUB (ScanUtils.cuh)
     "aten.native_layer_norm": copies(0),  # cuda/layer_norm_kernel.cu:layer_norm_cuda: expect_contiguous
@@ -123,14 +133,14 @@ UNKNOWN: dict[str, str] = {
         "cuDNN chooses its workspace when it runs; none is counted",
     ),
     **dict.fromkeys(
-        "aten._thnn_fused_lstm_cell aten._thnn_fused_gru_cell aten._cudnn_rnn aten.lstm aten.gru".split(),
-        "cuDNN's reserve and workspace are not counted",
-    ),
-    **dict.fromkeys(
         "aten.sort aten.topk aten.index_put_ aten._index_put_impl_".split(),
         "the temporary storage of CUB is not counted",
     ),
     "aten._scaled_dot_product_cudnn_attention_backward": "cuDNN's workspace is not counted",
+}
+
+UNKNOWN_MODULES: dict[type, tuple[str, str]] = {
+    torch.nn.RNNBase: ("aten._cudnn_rnn", "cuDNN's reserve and workspace; what is counted is the unrolled steps")
 }
 
 
@@ -140,4 +150,11 @@ def efficient_seeds(recorder: Any, func: Callable[..., Any], args: Any, kwargs: 
     return result, row_sums, torch.empty_like(seed, device="cpu"), torch.empty_like(offset, device="cpu")
 
 
-REPLACED = {"aten._scaled_dot_product_efficient_attention": efficient_seeds}
+def nothing(recorder: Any, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """A fused step of an optimizer: works in place, in one kernel, without a temporary."""
+
+
+REPLACED = {
+    **dict.fromkeys("aten._fused_sgd_ aten._fused_adagrad_ aten._fused_adam_ aten._fused_adamw_".split(), nothing),
+    "aten._scaled_dot_product_efficient_attention": efficient_seeds,
+}

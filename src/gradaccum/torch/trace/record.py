@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradaccum.torch.trace import events as ev
 from gradaccum.torch.trace.cuda import cuda
+from gradaccum.torch.trace.errors import TraceError
 from gradaccum.torch.trace.recorder import Recorder
 from gradaccum.torch.trace.where import Where, optimizer_hooks
 
@@ -87,6 +88,10 @@ def record(
             with recorder:
                 job = _job(build(micro_batch, module))
         where.follow(job.module)
+        for name, module in job.module.named_modules():
+            for kind, (op, why) in device.unknown_modules.items():
+                if isinstance(module, kind):
+                    recorder.unknown[ev.Guess(op, name, why)] = None
         _arrive(recorder, [*(job.load_order or ()), *_load_order(job.module), *_tensors(job.batch), *_state(job)])
         _name(recorder, job)
         num_setup = len(recorder.events)
@@ -96,18 +101,13 @@ def record(
             lambda optimizer: _after_update(recorder, optimizer, parameters),
         )
         stack.callback(lambda: [handle.remove() for handle in handles])
-        with recorder:
-            for recorder.update in range(updates):
-                for recorder.micro_step in range(accum_steps):
-                    where.outside = ev.FORWARD
-                    recorder.mark(ev.FORWARD)
-                    job.step()
-                where.outside = ev.FORWARD
-                if job.update is not None:
-                    job.update()
-                else:
-                    job.optimizer.step()
-                    job.optimizer.zero_grad()
+        try:
+            with recorder:
+                _run(recorder, job, accum_steps, updates)
+        except TraceError:
+            raise
+        except Exception as error:
+            raise TraceError("", where.raised(error), error) from error
     return ev.Trace(
         device=device.name,
         accum_steps=accum_steps,
@@ -119,6 +119,20 @@ def record(
         unknown=tuple(recorder.unknown),
         assumed=tuple(recorder.assumed),
     )
+
+
+def _run(recorder: Recorder, job: Job, accum_steps: int, updates: int) -> None:
+    for recorder.update in range(updates):
+        for recorder.micro_step in range(accum_steps):
+            recorder.where.outside = ev.FORWARD
+            recorder.mark(ev.FORWARD)
+            job.step()
+        recorder.where.outside = ev.FORWARD
+        if job.update is not None:
+            job.update()
+        else:
+            job.optimizer.step()
+            job.optimizer.zero_grad()
 
 
 def trace_module(

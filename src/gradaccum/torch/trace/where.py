@@ -57,6 +57,14 @@ class Where:
             return self.paths[place - 1] if place else ""
         return self.stack[-1] if self.stack else ""
 
+    def raised(self, error: BaseException) -> str:
+        """The path of the innermost module through which an exception came; empty where there was none."""
+        path, at = "", error.__traceback__
+        while at is not None:
+            path = self.names.get(id(at.tb_frame.f_locals.get("self")), path)
+            at = at.tb_next
+        return path
+
     def __enter__(self) -> Where:
         self._handles = [
             register_module_forward_pre_hook(self._into),
