@@ -105,8 +105,6 @@ class Recorder(TorchDispatchMode):
             self.mark(phase)
         try:
             out = facts.replace(self, func, args, kwargs) if facts.replace else func(*args, **kwargs)
-        except TraceError:
-            raise
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise TraceError(facts.name, self.where.module(), error) from error
         if facts.unknown is not None:
