@@ -13,6 +13,8 @@ from pathlib import Path
 
 from benchmarks.common import CACHE, ROOT
 
+CONSTRAINTS = ROOT / "constraints.txt"
+
 
 class InstallError(Exception):
     """pip could not install it; the message is pip's last line."""
@@ -65,15 +67,34 @@ def own_environment(name: str, extra: str = "") -> Environment:
     return environment
 
 
+def library_environment(name: str, *requirements: str) -> Environment:
+    """The libraries that a benchmark runs a model of, with the tests' torch, kept from one run to the next.
+
+    This package is not in it: its source is put on the path, so that what is measured is what lies there.
+    """
+    environment = Environment(CACHE / name)
+    ready = environment.folder / "ready"
+    wanted = "\n".join([sys.version, *requirements, CONSTRAINTS.read_text(encoding="utf-8")])
+    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
+        _install(environment, *requirements, "torch", "numpy", "--constraint", str(CONSTRAINTS))
+        ready.write_text(wanted, encoding="utf-8")
+    return environment
+
+
+def source_environ() -> dict[str, str]:
+    """The environment variables of a process that runs this source."""
+    return {**plain_environ(), "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+
+
 def plain_environ() -> dict[str, str]:
     """The environment variables of a measured process: none that changes Python's ways, such as not to keep .pyc."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def _install(environment: Environment, requirement: str) -> None:
+def _install(environment: Environment, *requirements: str) -> None:
     venv.create(environment.folder, clear=True, symlinks=True, with_pip=False)
     python = environment.program("python")
-    _pip("--python", python, "install", "--compile", "--only-binary", ":all:", requirement)
+    _pip("--python", python, "install", "--compile", "--only-binary", ":all:", *requirements)
 
 
 def _pip(*arguments: str) -> None:

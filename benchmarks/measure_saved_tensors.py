@@ -47,7 +47,7 @@ LAYERS = {"gpt2": "n_layer"}
 
 def main() -> None:
     """Measure every case and write the file."""
-    import transformers  # type: ignore[import-not-found]
+    import transformers
 
     rows = []
     for family, (name, options) in CASES.items():
