@@ -90,6 +90,8 @@ class Ratio:
 
 def read_count(text: str, field: str = "", minimum: int = 0) -> int:
     """The count that a person wrote. Raises InputError, with the nearest counts, where there is none."""
+    if text.isdigit() and len(text) <= 15 and len(text.encode()) == len(text):  # as most are; digits of ASCII alone
+        return at_least(int(text), minimum, field)
     ratio = _read_product(text, field)
     if ratio.denominator != 1:
         below = ratio.numerator // ratio.denominator

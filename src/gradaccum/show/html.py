@@ -65,7 +65,9 @@ def el(tag: str, attributes: Mapping[str, Attribute] | None = None, *children: C
                 parts += (" ", name, '="', _text(value), '"')
     parts.append(">")
     if tag not in VOID:
-        if children:
+        if len(children) == 1 and isinstance(children[0], str):
+            parts.append(escape(children[0]))
+        elif children:
             _append(parts, children)
         parts += ("</", tag, ">")
     return Markup("".join(parts))

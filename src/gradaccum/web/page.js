@@ -22,7 +22,7 @@ async function update(query, { fill = false, remember = "replaceState" } = {}) {
   pending = new AbortController();
   const { signal } = pending;
   try {
-    for await (const answer of ask(query, signal, painted)) {
+    for await (const answer of ask(query, signal, painted, fill)) {
       if (signal.aborted) return;
       show(answer, fill, remember);
     }

@@ -148,22 +148,23 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
     )
 
 
-def render_live(query: str) -> dict[str, object]:
+def render_live(query: str, fill: bool = True) -> dict[str, object]:
     """What an edit changes, ready for JSON: texts and HTML, no number that a script would have to read.
 
-    ok; errors and echoes by field; values: the text of each field and of the hidden ones; summary: for a screen
-    reader. Where ok also results by part, those that a person waits for.
+    ok; errors and echoes by field; values: the text of each field and of the hidden ones, where `fill` asks for them;
+    summary: for a screen reader. Where ok also results by part, those that a person waits for.
     """
     asked = answer(query)
-    values = _shown(asked)
-    for name, value in _hidden(asked):
-        values[name] = value
     live: dict[str, object] = {
         "ok": asked.plan is not None,
         "errors": {name: str(words) for name, words in _errors(asked).items()},
         "echoes": _echoes(asked),
-        "values": values,
     }
+    if fill:
+        values = _shown(asked)
+        for name, value in _hidden(asked):
+            values[name] = value
+        live["values"] = values
     if asked.plan is None:
         live["summary"] = " ".join(str(problem) for problem in asked.problems)
         return live

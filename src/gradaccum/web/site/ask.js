@@ -43,7 +43,7 @@ async function load() {
     const [wasm] = await Promise.all([engineCode(), script("app.js")]);
     const python = await startPython(wasm, globalThis.gradaccum.sources, HEAP);
     const calls = {};
-    for (const name of ["first", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
+    for (const name of ["first", "filled", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
     return calls;
   } finally {
     clearTimeout(late);
@@ -82,10 +82,10 @@ function tellThem(words) {
 }
 
 // First what a person looks at; once that is painted, the rest of the results.
-async function* ask(query, signal, painted) {
-  const { first, rest } = await python;
+async function* ask(query, signal, painted, fill) {
+  const { first, filled, rest } = await python;
   if (signal.aborted) return;
-  const answer = JSON.parse(first(query));
+  const answer = JSON.parse((fill ? filled : first)(query));
   yield answer;
   await painted();
   if (answer.ok && !signal.aborted) yield JSON.parse(rest(query));

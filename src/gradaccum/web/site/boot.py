@@ -12,6 +12,11 @@ from gradaccum.web.site.json_text import json_text
 
 def first(query: str) -> str:
     """What an edit changes on the answer, as JSON."""
+    return json.dumps(render_live(query, fill=False))
+
+
+def filled(query: str) -> str:
+    """The same, and what a link brings into the fields."""
     return json.dumps(render_live(query))
 
 
