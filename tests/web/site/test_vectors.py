@@ -76,12 +76,12 @@ def report(micropython, sources, found):
         ("gradaccum/show/sections.py", "sequences per update", "sequences per Update"),
         ("gradaccum/core/arithmetic.py", "2 * goal + block", "2 * goal + block - 1"),
         ("gradaccum/web/site/prelude.py", "size - place if reverse else place", "size - place"),
-        ("gradaccum/web/site/json_text.py", "range(1, 18)", "range(2, 18)"),
+        ("gradaccum/web/site/json_text.py", "ratio_of(value), 1", "ratio_of(value), 2"),
     ],
 )
 def test_a_planted_difference_is_found(micropython, path, before, after):
     sources = build.lowered_sources()
-    assert before in sources[path] or before.replace("range", "_range") in sources[path]
+    assert before in sources[path]
     sources[path] = sources[path].replace(before, after)
     asked = [*PLAIN, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(60, seed=1)]
     found = differing(micropython, sources, asked)

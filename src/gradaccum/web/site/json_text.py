@@ -57,8 +57,8 @@ def float_text(value: float) -> str:
 
 def _shortest(value: float) -> tuple[int, int]:
     """(digits as an integer, exponent of the first) of the shortest decimal that reads back, the nearest of those."""
-    exact = ratio_of(value)
-    for digits in range(1, 18):
+    exact, digits = ratio_of(value), 1
+    while True:  # 17 digits tell every double from the others
         figure, exponent = significant(exact.numerator, exact.denominator, digits)
         power = exponent - digits + 1
         # Its neighbours too: at a power of two the nearest decimal may read back as the double below it.
@@ -66,7 +66,7 @@ def _shortest(value: float) -> tuple[int, int]:
         if fitting:
             up, down = 10 ** max(power, 0) * exact.denominator, 10 ** max(-power, 0) * exact.numerator
             return min([(abs(each * up - down), each % 2, each) for each in fitting])[2], exponent
-    raise AssertionError("17 digits tell every double from the others")
+        digits += 1
 
 
 def _reads_as(figure: int, power: int, value: float) -> bool:
