@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -173,6 +174,30 @@ def test_a_better_choice_applies_without_a_reload_and_back_undoes_it(visit):
     page.go_forward()
     expect(figure(page, "Effective batch")).to_have_text("504")
     assert page.evaluate("() => window.here")
+
+
+def test_back_and_forward_faster_than_the_answers_end_where_the_address_says(visit):
+    page = visit()
+    page.get_by_role("link", name="3 \u00d7 8 \u00d7 21").click()
+    expect_query(page, "micro_batch=3")
+    page.context.route("**/live/rest?*", lambda route: (time.sleep(0.3), route.continue_()))
+    page.go_back()
+    page.go_forward()
+    expect(figure(page, "Effective batch")).to_have_text("504")
+    expect_query(page, "micro_batch=3")
+    page.wait_for_timeout(500)
+    expect(figure(page, "Effective batch")).to_have_text("504")
+
+
+def test_an_edit_that_is_left_at_once_is_not_written_over_the_entry_before(visit):
+    page = visit()
+    page.get_by_role("link", name="3 \u00d7 8 \u00d7 21").click()
+    expect_query(page, "micro_batch=3")
+    with page.expect_response("**/live/rest?*"):
+        page.get_by_label("Target batch").fill("640")
+    page.go_back()
+    expect(figure(page, "Effective batch")).to_have_text("512")
+    assert query_of(page) == ""
 
 
 def test_a_neighbour_applies_its_rounding(visit):

@@ -177,7 +177,11 @@ async function copy(button) {
 }
 
 window.addEventListener("popstate", () => {
-  if (location.search !== here) update(location.search.slice(1), { fill: true, remember: "" }); // else a jump on the page
+  if (location.search === here) return; // a jump on the page
+  clearTimeout(settling);
+  unwritten = null; // belonged to the entry that is left
+  here = location.search; // at once: the way forward may be taken before the answer is there
+  update(here.slice(1), { fill: true, remember: "" });
 });
 
 new ResizeObserver(tell).observe(document.body);

@@ -280,6 +280,26 @@ def test_an_engine_that_is_slow_is_waited_for_aloud(look):
     expect(page.locator(".remark")).to_have_count(0)
 
 
+def test_what_is_typed_before_the_engine_runs_is_kept_on_top_of_the_permalink(look):
+    held = []
+
+    def hold(page):
+        page.route("**/micropython.wasm", lambda route: held.append(route))
+
+    page = look("micro_batch=3&rounding=ceil", before=hold, service_workers="block")
+    page.get_by_label("Target batch").fill("640")
+    for _ in range(100):
+        if held:
+            break
+        page.wait_for_timeout(50)
+    held[0].continue_()
+    expect(figure(page, "Effective batch")).to_have_text("648")
+    expect(page.get_by_label("Target batch")).to_have_value("640")
+    expect(page.get_by_label("Target batch")).to_be_focused()
+    expect(page.get_by_label("Micro-batch", exact=True)).to_have_value("3")
+    expect(page).to_have_url(re.compile(r"micro_batch=3&target_batch=640&rounding=ceil$"))
+
+
 # Looks
 
 

@@ -92,11 +92,15 @@ async function* ask(query, signal, painted, fill) {
 }
 
 // The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would.
+// What a person has typed by then is kept.
 async function redraw(query) {
+  const drawnValues = new Map(new FormData(form));
   if (/(^|&)embed=1(&|$)/.test(query)) document.querySelector("header").className = "unseen";
   results.classList.add("waiting");
   const { page } = (await python.catch(() => null)) ?? {};
   if (!page) return; // said above
+  const typedValues = [...new FormData(form)].filter(([name, value]) => drawnValues.get(name) !== value);
+  const focused = form.contains(document.activeElement) ? document.activeElement.id : "";
   const drawn = new DOMParser().parseFromString(page(query), "text/html");
   document.title = drawn.title;
   if (drawn.documentElement.className === "embed") {
@@ -111,6 +115,10 @@ async function redraw(query) {
   results.classList.remove("waiting");
   shown.clear();
   tell();
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  if (!typedValues.length) return;
+  fillFields(Object.fromEntries(typedValues));
+  typed();
 }
 
 if (document.documentElement.dataset.drawn !== here.slice(1)) redraw(here.slice(1));
