@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 import gradaccum
 from gradaccum import InputError
+from gradaccum.core.plan import make_headline, make_plan
+from gradaccum.core.request import read_inputs
 
 SMALL = st.integers(1, 60)
 ROUNDINGS = st.sampled_from(["round", "ceil", "floor", "exact"])
@@ -134,6 +137,28 @@ def test_the_contract_of_the_machine_readable_faces():
         "micro_batch": 2, "num_gpus": 8, "accum_steps": 31, "effective_batch": 496, "drift": -4, "drift_tokens": None,
     } in plan["better_choices"]  # fmt: skip
     assert json.loads(json.dumps(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"micro_batch": 4, "num_gpus": 8, "target_batch": 500, "vary": "num_gpus"},
+        {
+            "micro_batch": 4,
+            "num_gpus": 8,
+            "target_tokens": "4M",
+            "sequence_length": 2048,
+            "epochs": 2,
+            "dataset_size": 9,
+        },
+        {"max_micro_batch": 9, "num_gpus": 8, "pipeline_parallel": 4, "target_batch": 64},
+    ],
+)
+def test_the_headline_is_the_plan_without_what_is_searched_for(inputs):
+    request = read_inputs(inputs)
+    whole = make_plan(request)
+    assert whole.findings
+    assert make_headline(request) == replace(whole, better_choices=(), findings=())
 
 
 def test_repr_is_one_line():

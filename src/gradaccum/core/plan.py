@@ -153,10 +153,19 @@ class Plan:
 
 def make_plan(request: Request) -> Plan:
     """The plan for a request. Raises InputError where the input gives none: what, why, the nearest valid values."""
+    return _plan(request, True)
+
+
+def make_headline(request: Request) -> Plan:
+    """The same without `better_choices` and `findings`, which are searched for: for who waits for the numbers alone."""
+    return _plan(request, False)
+
+
+def _plan(request: Request, whole: bool) -> Plan:
     sizes = solve(request)
     run = training(request, sizes.effective_batch)
     pipe = pipeline(request.pipeline_parallel, request.virtual_pipeline, sizes.accum_steps)
-    better = better_choices(sizes, request.vary)
+    better = better_choices(sizes, request.vary) if whole else ()
     drift, drift_tokens = split_drift(sizes.goal, sizes.drift)
     length = request.sequence_length
     return Plan(
@@ -182,7 +191,7 @@ def make_plan(request: Request) -> Plan:
         scaled_rates=()
         if request.learning_rate is None or request.base_batch is None
         else scaled_rates(request.learning_rate, request.base_batch, sizes.effective_batch),
-        findings=findings(Facts(request, sizes, run, pipe, better)),
+        findings=findings(Facts(request, sizes, run, pipe, better)) if whole else (),
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gradaccum.catalog.runs import find_run, published_runs
 from gradaccum.core.fields import COUNT, FIELDS, RATIO
-from gradaccum.core.plan import make_plan
+from gradaccum.core.plan import make_headline, make_plan
 from gradaccum.core.query import VIEW, parse_query, to_query, with_defaults
 from gradaccum.core.request import over_preset, read_inputs, unit_named
 from gradaccum.errors import InputError, Problem
@@ -44,13 +44,19 @@ class Answer:
     """What a query asks and what came of it: a plan, or the problems that prevent one.
 
     values: every input's text, presets and the page's defaults merged in. view: the parameters of VIEW.
+    headline: the plan's numbers, all that an edit waits for.
     """
 
     values: dict[str, str]
     view: dict[str, str]
     run: PublishedRun | None
-    plan: Plan | None
+    headline: Plan | None
     problems: tuple[Problem, ...]
+
+    @property
+    def plan(self) -> Plan | None:
+        """The whole plan, made anew each time."""
+        return self.headline and make_plan(self.headline.request)
 
     def link(self, changes: Mapping[str, str]) -> str:
         """The page's address with some inputs or parameters of VIEW changed; "" clears one."""
@@ -102,12 +108,12 @@ def answer(query: str) -> Answer:
 
 def _answer(query: str) -> Answer:
     values, view, run, problems = read(query)
-    plan = None
+    headline = None
     try:
-        plan = make_plan(read_inputs(values))
+        headline = make_headline(read_inputs(values))
     except InputError as error:
         problems.extend(error.problems)
-    return Answer(values, view, run, None if problems else plan, _merged(problems))
+    return Answer(values, view, run, None if problems else headline, _merged(problems))
 
 
 def inputs_of(run: PublishedRun, own: Mapping[str, str]) -> dict[str, str]:
@@ -129,8 +135,8 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
     asked = answer(query)
     parts, errors = _parts(asked), _errors(asked)
     return document(
-        title_of(asked.plan) if asked.plan else "No plan yet \u00b7 gradaccum",
-        summary(asked.plan) if asked.plan else "The inputs give no plan.",
+        title_of(asked.headline) if asked.headline else "No plan yet \u00b7 gradaccum",
+        summary(asked.headline) if asked.headline else "The inputs give no plan.",
         form(
             _shown(asked),
             errors,
@@ -156,7 +162,7 @@ def render_live(query: str, fill: bool = True) -> dict[str, object]:
     """
     asked = answer(query)
     live: dict[str, object] = {
-        "ok": asked.plan is not None,
+        "ok": asked.headline is not None,
         "errors": {name: str(words) for name, words in _errors(asked).items()},
         "echoes": _echoes(asked),
     }
@@ -165,31 +171,33 @@ def render_live(query: str, fill: bool = True) -> dict[str, object]:
         for name, value in _hidden(asked):
             values[name] = value
         live["values"] = values
-    if asked.plan is None:
+    if asked.headline is None:
         live["summary"] = " ".join(str(problem) for problem in asked.problems)
         return live
-    parts = first_results(asked.plan)
+    parts = first_results(asked.headline)
     parts["origin"] = _origin(asked)
     live["results"] = {name: str(part) for name, part in parts.items()}
-    live["summary"] = summary(asked.plan)
+    live["summary"] = summary(asked.headline)
     return live
 
 
 def render_rest(query: str) -> dict[str, object]:
     """What follows, for the same query: ok, and where it is the other results by part, the permalink's query, title."""
     asked = answer(query)
-    if asked.plan is None:
+    plan = asked.plan
+    if plan is None:
         return {"ok": False}
-    results = {name: str(part) for name, part in _rest(asked, asked.plan).items()}
-    return {"ok": True, "results": results, "query": asked.query(), "title": title_of(asked.plan)}
+    results = {name: str(part) for name, part in _rest(asked, plan).items()}
+    return {"ok": True, "results": results, "query": asked.query(), "title": title_of(plan)}
 
 
 def plan_or_errors(query: str) -> tuple[bool, dict[str, object]]:
     """Whether the query gives a plan; and the plan as the API gives it, or else one entry for each wrong field."""
     asked = answer(query)
-    if asked.plan is None:
+    plan = asked.plan
+    if plan is None:
         return False, {"errors": [problem.to_dict() for problem in asked.problems]}
-    return True, asked.plan.to_dict()
+    return True, plan.to_dict()
 
 
 def _merged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -219,9 +227,10 @@ def _in_tokens(values: Mapping[str, str]) -> dict[str, str]:
 
 def _parts(asked: Answer) -> dict[str, Markup]:
     """All results of the page, or what stands in their place."""
-    if asked.plan is None:
+    plan = asked.plan
+    if plan is None:
         return no_results(asked.problems, [error_words(problem, asked.link) for problem in asked.problems])
-    return {**first_results(asked.plan), **_rest(asked, asked.plan)}
+    return {**first_results(plan), **_rest(asked, plan)}
 
 
 def _rest(asked: Answer, plan: Plan) -> dict[str, Markup]:
@@ -269,7 +278,7 @@ def _echoes(asked: Answer) -> dict[str, str]:
             echoes[spec.name] = "= " + understood
         if spec.name in SHOWN_IN:
             echoes[SHOWN_IN[spec.name]] = f"= {understood} tokens"
-    plan = asked.plan
+    plan = asked.headline
     if plan and plan.solved_for == "target_batch":
         echoes["target_batch"] = f"found: {brief(plan.effective_batch)}"
     elif plan and plan.solved_for == "num_gpus":
