@@ -1,6 +1,34 @@
 """The rooms that import torch. Importing this package imports none of them, and no torch.
 
-trace    what a training step allocates, in order, without a GPU and without a single weight
+trace         what a training step allocates, in order, without a GPU and without a single weight
+accumulate    gradient accumulation in a loop of one's own
+
+Public names are fetched when they are first used.
 """
 
 from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from gradaccum.torch.accumulate import AccumulationError as AccumulationError
+    from gradaccum.torch.accumulate import Accumulator as Accumulator
+    from gradaccum.torch.accumulate import Update as Update
+
+_HOME = {"AccumulationError": "accumulate", "Accumulator": "accumulate", "Update": "accumulate"}
+"""Where each public name lives."""
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradaccum.torch' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"gradaccum.torch.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

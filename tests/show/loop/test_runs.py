@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from hypothesis import strategies as st
 import gradaccum
 from gradaccum.show.loop import training_loop
 from tests.show.loop.cases import FOUR_RANKS, MISTAKES, MISTAKES_OF_ONE, ONE_RANK, TWO_RANKS, Case
+from tests.torchrun import torchrun
 
 torch = pytest.importorskip("torch")
 
@@ -45,27 +43,6 @@ def test_a_mistake_on_one_gpu_is_noticed(case: Case):
 
 
 # Several processes: one launch for many cases, since the start is what takes the time.
-
-
-def torchrun(processes: int, *arguments: str, folder: Path = ROOT) -> None:
-    """Runs a script on gloo over loopback; a failure or a hang is a failed test that shows what was said."""
-    launch = [f"--nproc-per-node={processes}", "--standalone", "--local-addr=127.0.0.1"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def results(processes: int, cases: str, folder: Path) -> dict[str, list[str]]:

@@ -1,0 +1,17 @@
+"""Gradient accumulation in a loop of one's own: groups of micro-batches, each one optimizer update.
+
+accumulator    Accumulator: the options, and the groups of a loader
+group          Group: one update's micro-batches, its backward passes and its step
+source         where micro-batches come from, and what the ranks know of their number
+sync           when the ranks' gradients come together, by how the model is wrapped
+boundary       normalise, clip and step
+"""
+
+from __future__ import annotations
+
+from gradaccum.torch.accumulate.accumulator import Accumulator
+from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.group import Group
+from gradaccum.torch.accumulate.update import Update
+
+__all__ = ["AccumulationError", "Accumulator", "Group", "Update"]

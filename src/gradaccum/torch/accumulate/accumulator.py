@@ -1,0 +1,197 @@
+"""Gradient accumulation that equals the big batch: `Accumulator`, over the groups of a loader.
+
+    >>> accumulator = Accumulator(model, optimizer, accum_steps=16, clip_norm=1.0)       # doctest: +SKIP
+    >>> for group in accumulator.groups(loader):
+    ...     for batch in group:
+    ...         loss_sum, weight = loss_of(model, batch)
+    ...         group.backward(loss_sum, weight)
+    ...     update = group.step()
+
+The gradient of an update is the gradient of the summed loss over all micro-batches and ranks, divided once by the total
+weight. Each backward pass runs on a loss divided by the weight that is expected, so that half-precision gradients
+neither overflow nor vanish; `step()` corrects by what the weight really was, in the pass that clips.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.group import Group
+from gradaccum.torch.accumulate.source import Source, samples_of
+from gradaccum.torch.accumulate.state import State
+from gradaccum.torch.accumulate.sync import Sync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import torch.distributed as dist
+
+    from gradaccum.core.plan import Plan
+
+PARTIAL = ("step", "carry", "drop")
+NONFINITE = ("skip", "raise")
+
+
+class Accumulator:
+    """Makes groups of micro-batches, and one optimizer update of each group.
+
+    models: a module, or several that are stepped together; plain, DDP, FSDP2 or HSDP. optimizers: one, or several.
+    accum_steps: micro-batches of one group. clip_norm: the largest 2-norm of the mean gradient, over all optimizers.
+    scaler: a GradScaler, for fp16 autocast. reduce: when gradients come together, see sync.py; auto is `last` under DDP
+    (`after` with find_unused_parameters), `every` under FSDP2, `hybrid` under HSDP. partial: what becomes of a last
+    group that the loader cannot fill: step with its true weight, carry it into the next call of `groups`, or drop it.
+    nonfinite: what an update with a non-finite gradient does; it is looked for where the norm is known anyway, that is
+    with clip_norm, a scaler, or grad_norm=True. process_group: the ranks of plain modules, or of the data-parallel
+    ranks where more than the wrapper's own count.
+
+    Raises AccumulationError for what cannot be right.
+    """
+
+    def __init__(
+        self,
+        models: torch.nn.Module | Sequence[torch.nn.Module],
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        accum_steps: int | None = None,
+        clip_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        reduce: str = "auto",
+        partial: str = "step",
+        nonfinite: str = "skip",
+        grad_norm: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        models = [models] if isinstance(models, torch.nn.Module) else list(models)
+        optimizers = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+        if accum_steps is not None and accum_steps < 1:
+            raise AccumulationError(f"accum_steps must be at least 1, not {accum_steps}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise AccumulationError(f"clip_norm must be above 0, not {clip_norm}; None clips nothing")
+        for name, word, words in (("partial", partial, PARTIAL), ("nonfinite", nonfinite, NONFINITE)):
+            if word not in words:
+                raise AccumulationError(f"{name} is one of {', '.join(words)}, not {word!r}")
+        self.sync = Sync(models, reduce, process_group)
+        self._state = State(
+            sync=self.sync,
+            optimizers=optimizers,
+            parameters=_parameters(optimizers),
+            accum_steps=accum_steps,
+            clip_norm=clip_norm,
+            scaler=scaler,
+            partial=partial,
+            nonfinite=nonfinite,
+            wants_norm=grad_norm or clip_norm is not None or scaler is not None,
+        )
+        _check(models, self._state)
+
+    @property
+    def accum_steps(self) -> int | None:
+        """Micro-batches of one group; None where a weight ends it."""
+        return self._state.accum_steps
+
+    @classmethod
+    def from_plan(
+        cls,
+        plan: Plan,
+        models: torch.nn.Module | Sequence[torch.nn.Module],
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        **options: Any,
+    ) -> Accumulator:
+        """An accumulator of the plan's accumulation steps, for loaders of its micro-batch.
+
+        Raises AccumulationError where the plan is for another number of ranks, or has a smaller last micro-step.
+        """
+        if plan.last_micro_batch != plan.micro_batch:
+            raise AccumulationError(
+                f"this plan is exact: its last micro-step has {plan.last_micro_batch} sequences, not "
+                f"{plan.micro_batch}; take rounding='round'"
+            )
+        made = cls(models, optimizers, accum_steps=plan.accum_steps, **options)
+        if made.sync.world != plan.data_parallel:
+            raise AccumulationError(
+                f"the plan is for {plan.data_parallel} data-parallel ranks, and {made.sync.world} are there; "
+                f"plan again with num_gpus={made.sync.world * (plan.num_gpus // plan.data_parallel)}"
+            )
+        return made
+
+    def groups(
+        self,
+        loader: Iterable[Any],
+        *,
+        until_weight: float | None = None,
+        may_skip: bool = False,
+        count: Callable[[Any], int | None] = samples_of,
+    ) -> Iterator[Group]:
+        """The groups of one pass over the loader; each is gone through once, and then `step()` is called.
+
+        until_weight: a group ends with the first micro-batch with which the weight of all ranks reaches it; one
+        all-reduce of 16 bytes for each micro-batch. may_skip: `group.skip()` will be called; without it a skipped last
+        micro-batch is an error under DDP, whose reduction it would have carried. count: samples of a batch, or None.
+        Raises AccumulationError where an earlier group was left without `step()`.
+        """
+        if (until_weight is None) == (self.accum_steps is None):
+            raise AccumulationError("a group has either accum_steps micro-batches, or until_weight")
+        self._check_idle()
+        source = Source(loader, self._state, until_weight, may_skip, count)
+        try:
+            while source.begin_group():
+                yield Group(self._state, source)
+                self._check_idle()
+        finally:
+            self.sync.restore()
+
+    def discard(self) -> None:
+        """Throw away the gradients of a group that was left without `step()`, and of one that was carried."""
+        self._state.open = self._state.carried = None
+        self.sync.restore()
+        self._state.zero_grad()
+
+    def _check_idle(self) -> None:
+        state = self._state
+        if state.open is not None:
+            raise AccumulationError(
+                f"a group was left after {state.open.micro_batches} micro-batches without step(): call step(), or "
+                "accumulator.discard() to throw its gradients away"
+            )
+        if state.carried is None and state.gradients():
+            raise AccumulationError(
+                "there are gradients before the first micro-batch of a group, which would be added to it: call "
+                "optimizer.zero_grad(set_to_none=True) first"
+            )
+
+
+def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.nn.Parameter]:
+    """Those that are trained, each once."""
+    found = {id(each): each for one in optimizers for group in one.param_groups for each in group["params"]}
+    trained = [each for each in found.values() if each.requires_grad]
+    if not trained:
+        raise AccumulationError("the optimizers have no parameter that requires a gradient")
+    return trained
+
+
+def _check(models: Sequence[torch.nn.Module], state: State) -> None:
+    """What cannot be right with more than one micro-step, and what will surprise."""
+    if state.accum_steps == 1:
+        return
+    if any(getattr(each, "_post_accumulate_grad_hooks", None) for each in state.parameters):
+        raise AccumulationError(
+            "a parameter has a hook that runs when its gradient is there, as an optimizer in the backward pass does: "
+            "it would step with every micro-batch; use accum_steps=1, or an optimizer that steps by itself"
+        )
+    normed = [name for model in models for name, each in model.named_modules() if _sees_its_batch(each)]
+    if normed:
+        warnings.warn(
+            f"BatchNorm in training mode ({normed[0]}{' and others' if len(normed) > 1 else ''}) normalises each "
+            "micro-batch by itself, which no accumulation makes equal to the big batch: use GroupNorm or LayerNorm, "
+            "or freeze its statistics with .eval()",
+            stacklevel=3,
+        )
+
+
+def _sees_its_batch(module: torch.nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training

@@ -1,0 +1,72 @@
+"""From reduced gradients to a step: one factor normalises and clips, in one pass over them or in none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The 2-norm over all of them, over the shards of all ranks too. Shape ()."""
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
+
+
+def clipped(factor: float, norm: float, clip_norm: float | None) -> float:
+    """The factor that normalises, and clips a mean gradient of norm `factor * norm` to clip_norm.
+
+    As torch.nn.utils.clip_grad_norm_ does it: nothing is made larger, and 1e-6 stands beside the norm.
+    """
+    if clip_norm is None:
+        return factor
+    return factor * min(1.0, clip_norm / (factor * norm + 1e-6))
+
+
+def step_all(
+    optimizers: Sequence[torch.optim.Optimizer], gradients: Sequence[torch.Tensor], factor: float, scaler: object
+) -> None:
+    """Multiply the gradients by the factor and step.
+
+    A fused optimizer divides by its `grad_scale` while it steps, so that there no pass is added. It holds fp32, too
+    coarse for float64; fused SGD cannot take one for a DTensor; and a scaler sets its own.
+    """
+    if (
+        factor != 1.0
+        and scaler is None
+        and all(map(_takes_grad_scale, optimizers))
+        and all(map(_divides_well, gradients))
+    ):
+        device = gradients[0].device
+        scale, none_found = torch.tensor(1.0 / factor, device=device), torch.zeros((), device=device)
+        for each in optimizers:
+            each.grad_scale, each.found_inf = scale, none_found
+        try:
+            for each in optimizers:
+                each.step()
+        finally:
+            for each in optimizers:
+                del each.grad_scale, each.found_inf
+        return
+    if factor != 1.0:
+        torch._foreach_mul_(list(gradients), factor)
+    for each in optimizers:
+        if scaler is None:
+            each.step()
+        else:
+            scaler.step(each)  # type: ignore[attr-defined]
+
+
+def _divides_well(gradient: torch.Tensor) -> bool:
+    return gradient.dtype != torch.float64 and not hasattr(gradient, "full_tensor")
+
+
+def _takes_grad_scale(optimizer: torch.optim.Optimizer) -> bool:
+    """torch/amp/grad_scaler.py looks at the same attribute."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

@@ -1,0 +1,256 @@
+"""One update's micro-batches: `Group` is gone through once, answers each with one backward pass, and steps."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradaccum.torch.accumulate.boundary import clipped, norm_of, step_all
+from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.sums import Sums, totals
+from gradaccum.torch.accumulate.update import Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gradaccum.torch.accumulate.source import Source
+    from gradaccum.torch.accumulate.state import State
+    from gradaccum.torch.accumulate.sums import Number, Totals
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Group:
+    """The micro-batches of one update. `for batch in group`, and for each `backward`, `backward_mean` or `skip`."""
+
+    def __init__(self, state: State, source: Source) -> None:
+        self._state, self._source = state, source
+        self.sums = state.open = state.carried or Sums()
+        self._asked = False  # a micro-batch waits for its answer
+        self._last = False  # and its backward pass reduces
+        self._ended = source.planned == 0
+        self._begun = False
+        self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self._versions = _versions(state) if state.carried is None else None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._begun:
+            raise AccumulationError("a group is gone through once")
+        self._begun = True
+        state, source = self._state, self._source
+        index = 0
+        try:
+            while True:
+                if self._asked:
+                    raise AccumulationError(
+                        f"micro-batch {self.sums.micro_batches + 1} of the group got no answer: call group.backward, "
+                        "group.backward_mean or group.skip for each"
+                    )
+                found = source.next(index, self.sums.weight)
+                if found is None:
+                    break
+                self._last = source.is_last(index)
+                state.sync.set(source.mode, self._last)
+                self._asked = True
+                if self.sums.samples is not None:
+                    samples = source.count(found[0])
+                    self.sums.samples = None if samples is None else self.sums.samples + samples
+                yield found[0]
+                index += 1
+            self._ended = True
+        finally:
+            state.sync.restore()
+
+    # Answers
+
+    def backward(self, loss_sum: torch.Tensor, weight: Number) -> None:
+        """Backward pass of a summed loss. weight: what it sums over (tokens, samples), 0 or more; a tensor stays where
+        it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer.
+        """
+        self._check_answer(loss_sum)
+        loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
+        loss.backward(gradient=self._seed(loss, weight))
+        self._answered()
+        self.sums.add(loss.detach(), weight)
+
+    def backward_mean(self, loss: torch.Tensor, weight: Number) -> None:
+        """The same for a mean loss. weight: what it is the mean of."""
+        self._check_answer(loss)
+        loss = loss.float() if loss.dtype in HALF else loss
+        loss.backward(gradient=self._seed(loss, weight) * weight)
+        self._answered()
+        self.sums.add(loss.detach() * weight, weight)
+
+    def skip(self) -> None:
+        """Leave the micro-batch out: neither its loss nor its weight counts.
+
+        Raises AccumulationError where its backward pass would have carried the reduction.
+        """
+        self._check_answer(None)
+        if self._last and self._state.sync.needs_the_end() and self._source.mode in ("last", "hybrid"):
+            raise AccumulationError(
+                "the last micro-batch of a group carries the reduction, so that leaving it out would leave the other "
+                "ranks waiting: say groups(loader, may_skip=True), which reduces afterwards"
+            )
+        if self._state.sync.sharded:
+            raise AccumulationError(
+                "a sharded model's backward pass is a collective: answer with group.backward(0 * loss_sum, 0) instead"
+            )
+        self._answered()
+        self.sums.skipped += 1
+
+    def _check_answer(self, loss: torch.Tensor | None) -> None:
+        if not self._asked:
+            raise AccumulationError(
+                "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
+            )
+        if loss is not None and loss.dim():
+            raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
+
+    def _answered(self) -> None:
+        self._asked = False
+        self.sums.micro_batches += 1
+
+    def _seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
+        """The gradient that the backward pass starts from: 1 / expected weight, times the scaler's scale."""
+        key = loss.dtype, loss.device
+        seed = self._seeds.get(key)
+        if seed is None:
+            expected = self._expected(weight)
+            if isinstance(expected, torch.Tensor):
+                seed = expected.reciprocal().to(*key[::-1])
+            else:
+                seed = torch.tensor(1.0 / expected, dtype=loss.dtype, device=loss.device)
+            if self._state.scaler is not None:
+                seed = self._state.scaler.scale(seed)
+            self._seeds[key] = seed
+        return seed
+
+    def _expected(self, weight: Number) -> float | torch.Tensor:
+        """That of the update before; of the first, the first micro-batches' of all ranks, times their number."""
+        state, sync = self._state, self._state.sync
+        if state.expected is None:
+            times = (self._source.until_weight is None and state.accum_steps) or 1
+            if sync.world == 1 and not isinstance(weight, torch.Tensor):
+                first = float(weight) * times
+                state.expected = first if first > 0 else 1.0
+            else:
+                kind = torch.float32 if state.device.type == "mps" else torch.float64
+                summed = torch.zeros(1, dtype=kind, device=state.device)
+                summed += weight
+                sync.sum(summed)
+                summed *= times / sync.mean_over
+                state.expected = torch.where(summed > 0, summed, 1.0).reshape(())
+        return state.expected
+
+    # The step
+
+    def step(self) -> Update:
+        """Normalise, clip, step, and clear the gradients. On every rank, once the group has been gone through.
+
+        Raises AccumulationError where a micro-batch has no answer, or the group was left in its middle while others
+        wait for its end.
+        """
+        state, sync = self._state, self._state.sync
+        self._check_step()
+        expected = self._expected(0)  # a rank without a micro-batch joins in
+        state.open = None
+        # Where gradients may be left as they are, the host asks for the totals first; else once for all.
+        asks_first = (sync.world > 1 and self._source.mode == "after") or state.partial == "carry"
+        beside, norm = None, None
+        if not asks_first and state.scaler is None and state.wants_norm:
+            beside = norm_of(state.gradients())
+        total, found = totals(self.sums, sync, state.device, beside)
+        reason = self._why_not(total)
+        if reason:
+            return self._left(total, reason)
+        if sync.world > 1 and self._source.mode == "after":
+            sync.reduce(state.parameters)
+        if state.scaler is not None:
+            for each in state.optimizers:
+                state.scaler.unscale_(each)
+        gradients = state.gradients()
+        if state.wants_norm:
+            norm = found if beside is not None else float(norm_of(gradients))
+        factor = float(expected) * sync.mean_over / total.weight
+        state.expected = total.weight / sync.mean_over
+        state.carried = None
+        return self._apply(total, gradients, factor, norm)
+
+    def _apply(self, total: Totals, gradients: list[torch.Tensor], factor: float, norm: float | None) -> Update:
+        state, scaler = self._state, self._state.scaler
+        if norm is not None and not math.isfinite(norm):
+            if scaler is not None:
+                for each in state.optimizers:  # on every rank, also where this one's shard is finite
+                    for found in scaler._per_optimizer_states[id(each)]["found_inf_per_device"].values():
+                        found.fill_(1.0)
+                scaler.update()
+            state.zero_grad()
+            if state.nonfinite == "raise" and scaler is None:
+                raise AccumulationError(
+                    f"the gradient of this update is not finite (norm {norm}, loss {total.loss / total.weight}); its "
+                    "gradients are thrown away and no parameter has changed"
+                )
+            return self._update(total, "non-finite gradient", norm * factor)
+        step_all(state.optimizers, gradients, clipped(factor, norm or 0.0, state.clip_norm), scaler)
+        if scaler is not None:
+            scaler.update()
+        state.zero_grad()
+        return self._update(total, "", None if norm is None else norm * factor)
+
+    def _check_step(self) -> None:
+        state = self._state
+        if state.open is not self.sums:
+            raise AccumulationError("this group has made its step; take the next one of accumulator.groups")
+        if self._asked:
+            raise AccumulationError("the last micro-batch has no answer yet: call group.backward before group.step")
+        left_early = not self._ended and self.sums.micro_batches != self._source.planned
+        if left_early and (not self._begun or state.sync.world > 1):
+            raise AccumulationError(
+                f"the group was left after {self.sums.micro_batches} micro-batches"
+                + (": other ranks wait for the rest of it" if state.sync.world > 1 else "")
+                + "; go through `for batch in group` to its end, or call accumulator.discard() on every rank"
+            )
+        if self._versions is not None and self._versions != _versions(state):
+            raise AccumulationError(
+                "parameters changed while the group's gradients were summed, so that these belong to different models: "
+                "step and load weights between groups alone"
+            )
+
+    def _why_not(self, total: Totals) -> str:
+        """Why no update is made of the group, by the totals, which every rank has; "" where one is."""
+        state, until = self._state, self._source.until_weight
+        if until is None:
+            short = total.micro_batches < state.sync.world * (state.accum_steps or 1)
+        else:
+            short = total.weight < until
+        if short and state.partial != "step":
+            return {"carry": "carried", "drop": "dropped"}[state.partial]
+        return "" if total.weight > 0 else "no weight"
+
+    def _left(self, total: Totals, reason: str) -> Update:
+        if reason == "carried":
+            self._state.carried = self.sums
+        else:
+            self._state.carried = None
+            self._state.zero_grad()
+        return self._update(total, reason, None)
+
+    def _update(self, total: Totals, reason: str, grad_norm: float | None) -> Update:
+        return Update(
+            applied=not reason,
+            reason=reason,
+            micro_batches=self.sums.micro_batches,
+            skipped=total.skipped,
+            effective_batch=total.samples,
+            weight=total.weight,
+            loss=total.loss / total.weight if total.weight else None,
+            grad_norm=grad_norm,
+        )
+
+
+def _versions(state: State) -> list[int] | None:
+    """How often each parameter was written to. A sharded one is written to by each all-gather."""
+    return None if state.sync.sharded else [each._version for each in state.parameters]

@@ -1,0 +1,223 @@
+"""How the ranks' gradients come together: one answer for each way that a model is wrapped.
+
+The wrappers reduce in the backward pass, as flags say that have to be set before the forward pass (DDP reads its flag
+there). `Sync` sets them for each micro-batch, puts them back as they were, and can reduce afterwards by itself.
+
+    last      in the backward pass of the last micro-batch (DDP's `no_sync`, FSDP2's `set_requires_gradient_sync`)
+    every     in each backward pass
+    hybrid    HSDP: reduce-scatter in each, all-reduce in the last
+    after     in none: `step()` reduces, so that nobody needs to know the last one ahead
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from gradaccum.torch.accumulate.errors import AccumulationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MODES = ("auto", "last", "every", "hybrid", "after")
+
+BUCKET = 25 * 2**20
+"""Bytes that one all-reduce of `after` takes together, as DDP's buckets."""
+
+
+class Sync:
+    """The models' common way: plain (one process, or a process group given by hand), DDP, FSDP2, or HSDP.
+
+    world, rank: of those over which gradients come together. sharded: whether each forward pass is a collective, so
+    that every rank has to run as many. mode: one of MODES but auto.
+    """
+
+    def __init__(
+        self, models: Sequence[torch.nn.Module], reduce: str, process_group: dist.ProcessGroup | None = None
+    ) -> None:
+        self.models = models
+        self.kind = _kind_of(models)
+        self.process_group = process_group if process_group is not None else _group_of(models[0], self.kind)
+        self.world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
+        self.rank = 0 if self.process_group is None else dist.get_rank(self.process_group)
+        self.sharded = self.kind in ("fsdp2", "hsdp")
+        self.mode = self._resolved(reduce)
+        self._before: list[tuple[Any, str, bool]] = []
+
+    @property
+    def mean_over(self) -> int:
+        """By how much a reduced gradient is smaller than the sum over the ranks."""
+        return self.world if self.kind != "plain" else 1
+
+    def _resolved(self, reduce: str) -> str:
+        if reduce not in MODES:
+            raise AccumulationError(f"reduce is one of {', '.join(MODES)}, not {reduce!r}")
+        if self.world == 1 and self.kind in ("plain", "ddp"):
+            return "every" if self.kind == "plain" else "last"
+        allowed = {
+            "plain": ("after",),
+            "ddp": ("last", "every", "after"),
+            "fsdp2": ("every", "last"),
+            "hsdp": ("hybrid", "every", "last"),
+        }[self.kind]
+        unused = self.kind == "ddp" and any(model.find_unused_parameters for model in self.models)
+        mode = ("after" if unused else allowed[0]) if reduce == "auto" else reduce
+        if mode == "last" and unused:
+            raise AccumulationError(
+                "reduce='last' does not go with DDP(find_unused_parameters=True): what the last micro-batch does not "
+                "use would not be reduced, though earlier ones have; use reduce='after' or 'every'"
+            )
+        if mode not in allowed:
+            why = {
+                "after": "sharded gradients are reduced in the backward pass alone",
+                "hybrid": "hybrid is HSDP's: it shards and replicates",
+            }.get(mode, "nothing reduces a plain module's gradients in its backward pass; wrap it, or say after")
+            raise AccumulationError(f"reduce={mode!r} does not go with {self.kind}: {why}; use {' or '.join(allowed)}")
+        if mode == "every" and self.kind == "ddp" and any(model._comm_hooks for model in self.models):
+            raise AccumulationError(
+                "reduce='every' does not go with a communication hook of DDP: one that sums would add the sums of "
+                "earlier micro-batches again; use reduce='last'"
+            )
+        for model in self.models:
+            if self.kind == "ddp" and model.static_graph and mode in ("last", "after"):
+                raise AccumulationError(
+                    "DDP(static_graph=True) reduces in every backward pass or breaks (pytorch's reducer asserts when "
+                    "a pass is left out); wrap without static_graph, or use reduce='every'"
+                )
+        return mode
+
+    def needs_the_end(self) -> bool:
+        """Whether the last micro-batch has to be known before its forward pass."""
+        return self.world > 1 and self.mode in ("last", "hybrid")
+
+    def set(self, mode: str, last: bool) -> None:
+        """The flags for the next forward and backward pass, where the group reduces as `mode` says."""
+        if self.kind == "plain":
+            return
+        scatter = mode in ("every", "hybrid") or (mode == "last" and last)
+        for model in self.models:
+            if self.kind == "ddp":
+                self._flag(model, "require_backward_grad_sync", scatter)
+                if mode == "after":
+                    self._flag(model, "require_forward_param_sync", False)  # buffers: a rank may have no forward pass
+                continue
+            for params in _param_groups(model):
+                self._flag(params, "reduce_grads", scatter)
+                self._flag(params, "all_reduce_grads", mode == "every" or (scatter and last))
+
+    def restore(self) -> None:
+        """Every flag as it was before the first `set`."""
+        while self._before:
+            owner, name, value = self._before.pop()
+            setattr(owner, name, value)
+
+    def _flag(self, owner: Any, name: str, value: bool) -> None:
+        before = getattr(owner, name)
+        if before != value:
+            self._before.append((owner, name, before))
+            setattr(owner, name, value)
+
+    # Collectives of our own
+
+    def settle(self) -> None:
+        """Before a group in which a rank may have no forward pass: in DDP's next one ranks exchange bucket orders."""
+        if self.kind == "ddp" and self.world > 1:
+            for model in self.models:
+                model.reducer._rebuild_buckets()
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(values, group=self.process_group)
+        return values
+
+    def gather(self, value: int, device: torch.device) -> list[int]:
+        """One whole number of each rank, in their order."""
+        counts = [0] * self.world
+        counts[self.rank] = value
+        found: list[int] = self.sum(torch.tensor(counts, device=device)).tolist() if self.world > 1 else counts
+        return found
+
+    def reduce(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """The mean (of a plain module: the sum) of each gradient over the ranks, in buckets.
+
+        A gradient that some rank has and another has not counts as zero there; one that no rank has stays away, as the
+        optimizer has to see it.
+        """
+        have = torch.tensor([each.grad is not None for each in parameters], dtype=torch.uint8)
+        have = self.sum(have.to(parameters[0].device, torch.int32)).cpu()
+        taken = [each for each, ranks in zip(parameters, have.tolist(), strict=True) if ranks]
+        for each in taken:
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+        with torch.no_grad():
+            for bucket in _buckets([each.grad for each in taken if each.grad is not None]):
+                flat = torch.cat([each.reshape(-1) for each in bucket])
+                self.sum(flat)
+                if self.mean_over > 1:
+                    flat /= self.mean_over
+                parts = flat.split([each.numel() for each in bucket])
+                torch._foreach_copy_(bucket, [p.view_as(each) for p, each in zip(parts, bucket, strict=True)])
+
+
+def _kind_of(models: Sequence[torch.nn.Module]) -> str:
+    kinds = {_kind(model) for model in models}
+    if len(kinds) > 1:
+        raise AccumulationError(f"models of one group are wrapped alike, not {' and '.join(sorted(kinds))}")
+    return kinds.pop()
+
+
+def _kind(model: torch.nn.Module) -> str:
+    if isinstance(model, DistributedDataParallel):
+        return "ddp"
+    groups = _param_groups(model)
+    if not groups:
+        return "plain"
+    return "hsdp" if any(hasattr(each.mesh_info, "replicate_mesh_size") for each in groups) else "fsdp2"
+
+
+def _param_groups(model: torch.nn.Module) -> list[Any]:
+    """FSDP2's own record of what it reduces together, of every module inside."""
+    from torch.distributed.fsdp import FSDPModule
+
+    found: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state = module._get_fsdp_state()
+            several = getattr(state, "_fsdp_param_groups", None)  # torch 2.12 and later have several of a module
+            if several is None:
+                several = [state._fsdp_param_group] if state._fsdp_param_group is not None else []
+            found += several
+    return found
+
+
+def _group_of(model: torch.nn.Module, kind: str) -> dist.ProcessGroup | None:
+    if kind == "ddp":
+        group: dist.ProcessGroup = model.process_group
+        return group
+    if kind == "plain":
+        return None
+    info = _param_groups(model)[0].mesh_info
+    if kind == "fsdp2":
+        shards: dist.ProcessGroup = info.shard_process_group
+        return shards
+    both: dist.ProcessGroup = info.mesh._flatten().get_group()
+    return both
+
+
+def _buckets(gradients: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+    """Gradients of one dtype and device, at most BUCKET bytes together where one alone is not more."""
+    open_buckets: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for gradient in gradients:
+        key = gradient.dtype, gradient.device
+        size = gradient.numel() * gradient.element_size()
+        if sizes.get(key, 0) + size > BUCKET and open_buckets.get(key):
+            yield open_buckets.pop(key)
+            sizes[key] = 0
+        open_buckets.setdefault(key, []).append(gradient)
+        sizes[key] = sizes.get(key, 0) + size
+    yield from open_buckets.values()

@@ -1,0 +1,25 @@
+"""What one update was: `Update`, the answer of `group.step()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One update over all ranks; None is "not known".
+
+    applied: whether the optimizers stepped; reason: why not, or "".
+    micro_batches: backward passes of this rank; skipped: micro-batches of all ranks that were left out.
+    effective_batch: samples of all ranks; weight: what the loss was divided by (tokens, samples).
+    loss: the mean over that weight. grad_norm: the 2-norm of the mean gradient before clipping, where it was computed.
+    """
+
+    applied: bool
+    reason: str
+    micro_batches: int
+    skipped: int
+    effective_batch: int | None
+    weight: float
+    loss: float | None
+    grad_norm: float | None

@@ -1,0 +1,52 @@
+"""The cases of several ranks, by their number."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
+
+AXES = {
+    "wrap": ("plain", "ddp", "fsdp2"),
+    "reduce": ("auto", "last", "every", "after"),
+    "weights": WEIGHTS,
+    "lengths": ((8,), (6,), (8, 3), (9, 4), (4, 0)),
+    "sized": (True, False),
+    "clip_norm": (None, 0.05),
+    "partial": ("step", "carry", "drop"),
+    "optimizer": ("sgd", "adamw fused"),
+    "dtype": (torch.float64, torch.float32),
+    "epochs": (1, 2),
+    "mean": (False, True),
+}
+
+
+def allowed(row) -> bool:
+    uneven = len(row["lengths"]) > 1
+    if row["mean"] and row["weights"] in ("zero", "zero rank"):
+        return False
+    if row["partial"] != "step" and uneven:
+        return False
+    if row["wrap"] == "plain":
+        return row["reduce"] in ("auto", "after")
+    if row["wrap"] == "fsdp2":
+        return row["reduce"] != "after" and row["partial"] == "step"
+    return True
+
+
+def cases(ranks: int) -> list[Case]:
+    """Pairwise over AXES, and what stands beside them."""
+    found = [Case(**row) for row in pairwise(AXES, allowed)]
+    for wrap in ("plain", "ddp", "fsdp2"):
+        for sized in (True, False):
+            open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
+            found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
+    found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
+    if ranks == 4:
+        found += [
+            Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)
+            for reduce in ("auto", "every", "last", "hybrid")
+            for sized in (True, False)
+            for clip in (None, 0.05)
+        ]
+    return found

@@ -1,0 +1,32 @@
+"""Runs the cases on every rank: torchrun ... worker.py FOLDER. Rank r writes FOLDER/r.json: case -> what was wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from tests.torch.accumulate.ranks import cases
+from tests.torch.accumulate.runs import differences
+
+
+def main(folder: str) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    found = {}
+    for case in cases(dist.get_world_size()):
+        try:
+            found[str(case)] = differences(case)
+        except Exception:
+            found[str(case)] = [traceback.format_exc()]
+    (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,31 @@
+"""Starts a script of the tests on several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def torchrun(processes: int, *arguments: str, folder: Path = ROOT) -> None:
+    """Runs a script on gloo over loopback; a failure or a hang is a failed test that shows what was said."""
+    launch = [f"--nproc-per-node={processes}", "--standalone", "--local-addr=127.0.0.1"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *launch, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
