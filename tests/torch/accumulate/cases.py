@@ -33,6 +33,7 @@ class Case:
     mean: bool = False
     skipped: tuple[int, ...] = ()
     compiled: bool = False
+    accumulate_in: torch.dtype | str | None = None
 
     def __str__(self) -> str:
         default = Case()

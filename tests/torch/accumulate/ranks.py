@@ -42,6 +42,9 @@ def cases(ranks: int) -> list[Case]:
             open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
             found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
+    for wrap in ("plain", "ddp"):
+        for kept in (torch.float64, "kahan"):
+            found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
     if ranks == 4:
         found += [
             Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)

@@ -51,6 +51,7 @@ def differences(case: Case) -> list[str]:
         accum_steps=case.accum_steps,
         clip_norm=case.clip_norm,
         reduce=case.reduce,
+        accumulate_in=case.accumulate_in,
         partial=case.partial,
         grad_norm=True,
         process_group=dist.group.WORLD if case.wrap == "plain" and world > 1 else None,

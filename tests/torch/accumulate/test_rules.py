@@ -172,6 +172,21 @@ def test_fp32_gradients_of_a_fused_optimizer_are_divided_in_its_step(monkeypatch
     assert not hasattr(optimizer, "grad_scale")
 
 
+@pytest.mark.parametrize("kept", [None, torch.float32, "kahan"])
+def test_a_thousand_gradients_in_bf16_add_up_in_buffers(kept):
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    nn.init.zeros_(model.weight)
+    accumulator = Accumulator(model, torch.optim.SGD(model.parameters(), lr=1.0), accum_steps=1024, accumulate_in=kept)
+    for group in accumulator.groups([torch.ones(1, 1, dtype=torch.bfloat16)] * 1024):
+        for x in group:
+            group.backward(model(x).float().sum(), 1 / 1024)
+        group.step()
+    assert -model.weight.item() == (1024 if kept else 256)
+    accumulator.close()
+    model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
+    assert model.weight.grad is not None
+
+
 def test_samples_are_counted_apart_and_unknown_where_a_batch_does_not_say():
     model, optimizer = scalar()
     accumulator = Accumulator(model, optimizer, accum_steps=2)
@@ -196,6 +211,8 @@ def test_samples_are_counted_apart_and_unknown_where_a_batch_does_not_say():
         ({"accum_steps": 2, "partial": "keep"}, "partial is one of step, carry, drop"),
         ({"accum_steps": 2, "nonfinite": "stop"}, "nonfinite is one of skip, raise"),
         ({"accum_steps": 2, "reduce": "first"}, "reduce is one of"),
+        ({"accum_steps": 2, "accumulate_in": torch.int32}, "floating-point dtype or 'kahan'"),
+        ({"accum_steps": 2, "accumulate_in": torch.float32, "scaler": torch.amp.GradScaler("cpu")}, "leave it out"),
     ],
 )
 def test_options_that_mean_nothing(options, words):
@@ -344,6 +361,8 @@ def test_how_each_wrapper_reduces_and_what_does_not_go_with_it(two_ranks):
         Accumulator(plain, optimizer, accum_steps=2, process_group=dist.group.WORLD, reduce="last")
     wrapped = DistributedDataParallel(plain)
     assert Accumulator(wrapped, optimizer, accum_steps=2).sync.mode == "last"
+    with pytest.raises(AccumulationError, match="leave reduce at auto"):
+        Accumulator(wrapped, optimizer, accum_steps=2, reduce="last", accumulate_in=torch.float32)
     with pytest.raises(AccumulationError, match="hybrid is HSDP's"):
         Accumulator(wrapped, optimizer, accum_steps=2, reduce="hybrid")
     with pytest.raises(AccumulationError, match="wrapped alike"):
@@ -367,6 +386,8 @@ def test_what_may_be_unused_is_reduced_afterwards(two_ranks):
 def test_a_sharded_model_reduces_in_every_pass_and_leaves_none_out(two_ranks):
     model = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (2,)))
     optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(AccumulationError, match="MixedPrecisionPolicy"):
+        Accumulator(model, optimizer, accum_steps=2, accumulate_in=torch.float32)
     with pytest.raises(AccumulationError, match="in the backward pass alone"):
         Accumulator(model, optimizer, accum_steps=2, reduce="after")
     accumulator = Accumulator(model, optimizer, accum_steps=2)

@@ -167,7 +167,7 @@ class Group:
         if reason:
             return self._left(total, reason)
         if sync.world > 1 and self._source.mode == "after":
-            sync.reduce(state.parameters)
+            state.reduce()
         if state.scaler is not None:
             for each in state.optimizers:
                 state.scaler.unscale_(each)
@@ -194,7 +194,12 @@ class Group:
                     "gradients are thrown away and no parameter has changed"
                 )
             return self._update(total, "non-finite gradient", norm * factor)
-        step_all(state.optimizers, gradients, clipped(factor, norm or 0.0, state.clip_norm), scaler)
+        factor_of_all = clipped(factor, norm or 0.0, state.clip_norm)
+        if state.buffers is not None:
+            torch._foreach_mul_(gradients, factor_of_all)
+            state.buffers.hand_over()
+            factor_of_all = 1.0
+        step_all(state.optimizers, gradients, factor_of_all, scaler)
         if scaler is not None:
             scaler.update()
         state.zero_grad()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import torch
-
+    from gradaccum.torch.accumulate.buffers import Buffers
     from gradaccum.torch.accumulate.sums import Sums
     from gradaccum.torch.accumulate.sync import Sync
 
@@ -32,6 +33,7 @@ class State:
     partial: str
     nonfinite: str
     wants_norm: bool
+    buffers: Buffers | None
     expected: float | torch.Tensor | None = None
     carried: Sums | None = None
     open: Sums | None = None
@@ -47,10 +49,32 @@ class State:
         return self.carried.micro_batches if self.carried else 0
 
     def gradients(self) -> list[torch.Tensor]:
-        """Those that are there."""
+        """The sums that are there."""
+        if self.buffers is not None:
+            return [found for each in self.parameters if (found := self.buffers.get(each)) is not None]
         return [each.grad for each in self.parameters if each.grad is not None]
+
+    def reduce(self) -> None:
+        """Bring the sums of all ranks together, each in the type that it is kept in."""
+        buffers, parameters = self.buffers, self.parameters
+        if buffers is None:
+            own = [each.grad for each in parameters]
+            for each, found in zip(parameters, self._reduced(own, torch.zeros_like), strict=True):
+                each.grad = found
+            return
+        own = [buffers.get(each) for each in parameters]
+        for each, found in zip(parameters, self._reduced(own, buffers.zeros_for), strict=True):
+            if found is not None:
+                buffers.set(each, found)
+
+    def _reduced(
+        self, own: list[torch.Tensor | None], zeros: Callable[[torch.nn.Parameter], torch.Tensor]
+    ) -> list[torch.Tensor | None]:
+        return self.sync.reduce(own, lambda number: zeros(self.parameters[number]), self.device)
 
     def zero_grad(self) -> None:
         """No parameter has a gradient afterwards."""
+        if self.buffers is not None:
+            self.buffers.clear()
         for each in self.optimizers:
             each.zero_grad(set_to_none=True)

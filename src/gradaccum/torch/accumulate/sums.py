@@ -18,7 +18,7 @@ class Sums:
     """Of one group: weight and loss sum, samples (None: not known), micro-batches answered, of them skipped."""
 
     weight: Number = 0
-    loss: Number = 0
+    loss: torch.Tensor | None = None
     samples: int | None = 0
     micro_batches: int = 0
     skipped: int = 0
@@ -31,7 +31,14 @@ class Sums:
         elif weight == 0:
             return
         self.weight = self.weight + weight
-        self.loss = self.loss + (loss_sum.double() if loss_sum.device.type != "mps" else loss_sum)
+        if self.loss is None:
+            self.loss = torch.zeros((), dtype=precise(loss_sum.device), device=loss_sum.device)
+        self.loss.add_(loss_sum)
+
+
+def precise(device: torch.device) -> torch.dtype:
+    """Counts tokens exactly up to 2^53; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True)
@@ -50,24 +57,18 @@ def totals(sums: Sums, sync: Sync, device: torch.device, beside: torch.Tensor | 
 
     The host asks the device once.
     """
-    # float64 counts tokens exactly up to 2^53; MPS has none
-    dtype = torch.float32 if device.type == "mps" else torch.float64
     unknown = sums.samples is None
-    counts = [
-        0.0 if unknown else float(sums.samples or 0),
-        float(unknown),
-        float(sums.micro_batches),
-        float(sums.skipped),
-    ]
-    measured = [_as_tensor(each, dtype, device) for each in (sums.weight, sums.loss)]
-    packed = torch.cat([torch.stack(measured), torch.tensor(counts, dtype=dtype, device=device)])
-    sync.sum(packed)
-    if beside is not None:
-        packed = torch.cat([packed, beside.to(device, dtype).reshape(1)])
-    weight, loss, samples, unknown_ranks, micro_batches, skipped, *rest = packed.tolist()
+    counts = [float(sums.samples or 0), float(unknown), float(sums.micro_batches), float(sums.skipped)]
+    measured = [sums.weight, 0.0 if sums.loss is None else sums.loss]
+    if sync.world == 1 and device.type == "cpu":
+        values = [float(each) for each in (*measured, *counts, *([] if beside is None else [beside]))]
+    else:
+        dtype = precise(device)
+        placed = [torch.as_tensor(each, dtype=dtype, device=device).reshape(()) for each in measured]
+        packed = sync.sum(torch.cat([torch.stack(placed), torch.tensor(counts, dtype=dtype, device=device)]))
+        if beside is not None:
+            packed = torch.cat([packed, beside.to(device, dtype).reshape(1)])
+        values = packed.tolist()
+    weight, loss, samples, unknown_ranks, micro_batches, skipped, *rest = values
     found = Totals(weight, loss, None if unknown_ranks else round(samples), round(micro_batches), round(skipped))
     return found, rest[0] if rest else 0.0
-
-
-def _as_tensor(value: Number, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.as_tensor(value, dtype=dtype, device=device).reshape(())

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaccum.torch.accumulate.errors import AccumulationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 MODES = ("auto", "last", "every", "hybrid", "after")
 
@@ -36,7 +36,11 @@ class Sync:
     """
 
     def __init__(
-        self, models: Sequence[torch.nn.Module], reduce: str, process_group: dist.ProcessGroup | None = None
+        self,
+        models: Sequence[torch.nn.Module],
+        reduce: str,
+        process_group: dist.ProcessGroup | None = None,
+        buffered: bool = False,
     ) -> None:
         self.models = models
         self.kind = _kind_of(models)
@@ -44,7 +48,7 @@ class Sync:
         self.world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
         self.rank = 0 if self.process_group is None else dist.get_rank(self.process_group)
         self.sharded = self.kind in ("fsdp2", "hsdp")
-        self.mode = self._resolved(reduce)
+        self.mode = self._resolved(reduce, buffered)
         self._before: list[tuple[Any, str, bool]] = []
 
     @property
@@ -52,19 +56,25 @@ class Sync:
         """By how much a reduced gradient is smaller than the sum over the ranks."""
         return self.world if self.kind != "plain" else 1
 
-    def _resolved(self, reduce: str) -> str:
+    def _resolved(self, reduce: str, buffered: bool) -> str:
         if reduce not in MODES:
             raise AccumulationError(f"reduce is one of {', '.join(MODES)}, not {reduce!r}")
         if self.world == 1 and self.kind in ("plain", "ddp"):
-            return "every" if self.kind == "plain" else "last"
+            return "after" if buffered else "last"
         allowed = {
             "plain": ("after",),
             "ddp": ("last", "every", "after"),
             "fsdp2": ("every", "last"),
             "hsdp": ("hybrid", "every", "last"),
         }[self.kind]
+        buffered = buffered and not self.sharded  # which is refused elsewhere
         unused = self.kind == "ddp" and any(model.find_unused_parameters for model in self.models)
-        mode = ("after" if unused else allowed[0]) if reduce == "auto" else reduce
+        mode = ("after" if unused or buffered else allowed[0]) if reduce == "auto" else reduce
+        if buffered and mode != "after":
+            raise AccumulationError(
+                f"reduce={mode!r} does not go with accumulate_in: what is reduced are the buffers, in step(); leave "
+                "reduce at auto"
+            )
         if mode == "last" and unused:
             raise AccumulationError(
                 "reduce='last' does not go with DDP(find_unused_parameters=True): what the last micro-batch does not "
@@ -141,26 +151,24 @@ class Sync:
         found: list[int] = self.sum(torch.tensor(counts, device=device)).tolist() if self.world > 1 else counts
         return found
 
-    def reduce(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """The mean (of a plain module: the sum) of each gradient over the ranks, in buckets.
+    def reduce(
+        self, gradients: Sequence[torch.Tensor | None], zeros: Callable[[int], torch.Tensor], device: torch.device
+    ) -> list[torch.Tensor | None]:
+        """The mean (of a plain module: the sum) of each gradient over the ranks, in buckets, in place.
 
-        A gradient that some rank has and another has not counts as zero there; one that no rank has stays away, as the
-        optimizer has to see it.
+        One that some rank has and another has not counts as zeros(its number) there; one that no rank has stays None,
+        as the optimizer has to see it.
         """
-        have = torch.tensor([each.grad is not None for each in parameters], dtype=torch.uint8)
-        have = self.sum(have.to(parameters[0].device, torch.int32)).cpu()
-        taken = [each for each, ranks in zip(parameters, have.tolist(), strict=True) if ranks]
-        for each in taken:
-            if each.grad is None:
-                each.grad = torch.zeros_like(each)
+        have = self.sum(torch.tensor([each is not None for each in gradients], dtype=torch.int32).to(device)).tolist()
+        found = [zeros(number) if each is None and have[number] else each for number, each in enumerate(gradients)]
         with torch.no_grad():
-            for bucket in _buckets([each.grad for each in taken if each.grad is not None]):
-                flat = torch.cat([each.reshape(-1) for each in bucket])
-                self.sum(flat)
+            for bucket in _buckets([each for each in found if each is not None]):
+                flat = self.sum(torch.cat([each.reshape(-1) for each in bucket]))
                 if self.mean_over > 1:
                     flat /= self.mean_over
                 parts = flat.split([each.numel() for each in bucket])
-                torch._foreach_copy_(bucket, [p.view_as(each) for p, each in zip(parts, bucket, strict=True)])
+                torch._foreach_copy_(bucket, [part.view_as(each) for part, each in zip(parts, bucket, strict=True)])
+        return found
 
 
 def _kind_of(models: Sequence[torch.nn.Module]) -> str:
