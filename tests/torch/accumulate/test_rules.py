@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradaccum
 from gradaccum.torch.accumulate import AccumulationError, Accumulator
+from gradaccum.torch.accumulate.boundary import noise_scale
 from gradaccum.torch.accumulate.sync import Sync
 
 pytestmark = pytest.mark.slow
@@ -198,6 +200,36 @@ def test_samples_are_counted_apart_and_unknown_where_a_batch_does_not_say():
                 group.backward(model(batch["x"]).sum(), 100)
             update = group.step()
         assert (update.effective_batch, update.weight) == (samples, 200)
+
+
+def test_a_loss_that_is_not_finite_is_left_out_with_its_weight():
+    model, optimizer = scalar()
+    accumulator = Accumulator(model, optimizer, accum_steps=3, nonfinite_loss="leave_out")
+    for answer in ("backward", "backward_mean"):
+        for group in accumulator.groups([torch.tensor([[each]], dtype=torch.float64) for each in (1, math.nan, 3)]):
+            for x in group:
+                getattr(group, answer)((model(x) + x).sum(), 1)
+            update = group.step()
+        assert (update.skipped, update.weight, update.applied) == (1, 2, True)
+    assert -model.weight.item() == pytest.approx(4)
+
+
+def test_the_noise_scale_of_two_batches():
+    assert noise_scale(21, 1, 3, 1 / 10) == pytest.approx(20)  # |G|^2 = 1, tr = 20
+    assert noise_scale(3, 1, 3, 1) is None
+    assert noise_scale(1, 1, 0, 1 / 10) is None
+
+
+def test_the_noise_scale_is_in_the_unit_of_the_weight():
+    model, optimizer = scalar()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    accumulator = Accumulator(model, optimizer, accum_steps=4, noise_scale=True, scaler=scaler)
+    for group in accumulator.groups([torch.tensor([[each], [each]], dtype=torch.float64) for each in (5, 2, 3, 4)]):
+        for x in group:
+            group.backward(model(x).sum(), 2)
+        update = group.step()
+    covariance = (5**2 - 3.5**2) / (1 / 2 - 1 / 8)
+    assert update.noise_scale == pytest.approx(covariance / (3.5**2 - covariance / 8))
 
 
 # What is refused, with advice
@@ -394,6 +426,29 @@ def test_a_sharded_model_reduces_in_every_pass_and_leaves_none_out(two_ranks):
     assert accumulator.sync.mode == "every"
     with pytest.raises(AccumulationError, match="no rank can leave one out"):
         next(accumulator.groups(powers(2), may_skip=True))
+    with pytest.raises(AccumulationError, match="of one rank alone"):
+        Accumulator(model, optimizer, accum_steps=2, noise_scale=True)
+
+
+def test_what_each_way_holds_and_sends_is_told_before(two_ranks):
+    def table(made):
+        return [(each.mode, each.held_bytes, each.sent_bytes, each.chosen) for each in made.explain()]
+
+    wrapped = DistributedDataParallel(nn.Linear(25, 10, bias=False))  # 1,000 bytes; a ring of two sends as many
+    accumulator = Accumulator(wrapped, torch.optim.SGD(wrapped.parameters()), accum_steps=4)
+    assert table(accumulator) == [
+        ("last", 1000, 1000, True),
+        ("every", 1000, 4000, False),
+        ("after", 1000, 1000, False),
+    ]
+    assert re.match(r"\* last +holds 1000 bytes +sends 1000 bytes\n  every ", str(accumulator.explain()))
+    model = fully_shard(nn.Linear(25, 10, bias=False), mesh=init_device_mesh("cpu", (2,)))
+    accumulator = Accumulator(model, torch.optim.SGD(model.parameters()), accum_steps=4)
+    assert table(accumulator) == [("every", 500, 2000, True), ("last", 1000, 500, False)]
+    half = DistributedDataParallel(nn.Linear(25, 10, bias=False).bfloat16())
+    optimizer = torch.optim.SGD(half.parameters())
+    buffered = Accumulator(half, optimizer, accum_steps=4, accumulate_in=torch.float32)
+    assert table(buffered)[2] == ("after", 1000, 1000, True)
 
 
 def test_loaders_of_unequal_length_are_not_carried(two_ranks):

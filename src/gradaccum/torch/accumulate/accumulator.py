@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.torch.accumulate.buffers import Buffers
 from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
 from gradaccum.torch.accumulate.source import Source, samples_of
 from gradaccum.torch.accumulate.state import State
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ("step", "carry", "drop")
 NONFINITE = ("skip", "raise")
+NONFINITE_LOSS = ("count", "leave_out")
 
 
 class Accumulator:
@@ -53,6 +55,9 @@ class Accumulator:
     call of `groups`, or drop it.
     nonfinite: what an update with a non-finite gradient does: skip, or raise; it is looked for where the norm is known,
     that is with clip_norm, a scaler, or grad_norm=True.
+    nonfinite_loss: what becomes of a micro-batch whose loss is not finite: count it, or leave it out with its weight,
+    before its backward pass; to look for it the host waits for the device with every micro-batch.
+    noise_scale: measure the gradient noise scale of each update, at the cost of one more norm.
     process_group: the data-parallel ranks of plain modules.
 
     Raises AccumulationError for what cannot be right.
@@ -70,7 +75,9 @@ class Accumulator:
         reduce: str = "auto",
         partial: str = "step",
         nonfinite: str = "skip",
+        nonfinite_loss: str = "count",
         grad_norm: bool = False,
+        noise_scale: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         models = [models] if isinstance(models, torch.nn.Module) else list(models)
@@ -79,12 +86,21 @@ class Accumulator:
             raise AccumulationError(f"accum_steps must be at least 1, not {accum_steps}")
         if clip_norm is not None and not clip_norm > 0:
             raise AccumulationError(f"clip_norm must be above 0, not {clip_norm}; None clips nothing")
-        for name, word, words in (("partial", partial, PARTIAL), ("nonfinite", nonfinite, NONFINITE)):
+        for name, word, words in (
+            ("partial", partial, PARTIAL),
+            ("nonfinite", nonfinite, NONFINITE),
+            ("nonfinite_loss", nonfinite_loss, NONFINITE_LOSS),
+        ):
             if word not in words:
                 raise AccumulationError(f"{name} is one of {', '.join(words)}, not {word!r}")
         if scaler is not None and accumulate_in is not None:
             raise AccumulationError("a scaler goes with parameters in fp32, which need no accumulate_in; leave it out")
         self.sync = Sync(models, reduce, process_group, accumulate_in is not None)
+        if noise_scale and self.sync.world > 1 and self.sync.mode not in ("last", "after"):
+            raise AccumulationError(
+                f"noise_scale needs the gradient of one rank alone, and reduce={self.sync.mode!r} brings all together "
+                "in the first backward pass; it goes with plain modules and DDP"
+            )
         parameters = _parameters(optimizers)
         _check(models, parameters, accum_steps)
         self._state = State(
@@ -96,7 +112,9 @@ class Accumulator:
             scaler=scaler,
             partial=partial,
             nonfinite=nonfinite,
-            wants_norm=grad_norm or clip_norm is not None or scaler is not None,
+            wants_norm=grad_norm or noise_scale or clip_norm is not None or scaler is not None,
+            wants_noise=noise_scale,
+            leaves_out=nonfinite_loss == "leave_out",
             buffers=None if accumulate_in is None else Buffers(parameters, accumulate_in, self.sync.sharded),
         )
 
@@ -153,13 +171,22 @@ class Accumulator:
                 "there are gradients before the first micro-batch of a group, which would be added to it: call "
                 "optimizer.zero_grad(set_to_none=True) first"
             )
-        source = Source(loader, self._state, until_weight, may_skip, count)
+        source = Source(loader, self._state, until_weight, may_skip or self._state.leaves_out, count)
         try:
             while source.begin_group():
                 yield Group(self._state, source)
                 self._check_idle()
         finally:
             self.sync.restore()
+
+    def explain(self, accum_steps: int | None = None) -> Explanation:
+        """What each way to reduce holds and sends, in bytes, before anything has run. print() shows it as a table.
+
+        accum_steps: of the group that is meant, where a weight ends it.
+        """
+        buffers, steps = self._state.buffers, accum_steps or self.accum_steps or 1
+        width = None if buffers is None or buffers.dtype is None else buffers.dtype.itemsize
+        return explain(self.sync, self._state.parameters, steps, width)
 
     def discard(self) -> None:
         """Throw away the gradients of a group that was left without `step()`, and of one that was carried."""

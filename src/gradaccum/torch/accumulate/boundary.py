@@ -29,6 +29,19 @@ def clipped(factor: float, norm: float, clip_norm: float | None) -> float:
     return factor * min(1.0, clip_norm / (factor * norm + 1e-6))
 
 
+def noise_scale(small: float, one_by_small: float, big: float, one_by_big: float) -> float | None:
+    """tr(covariance) / |gradient|^2 from the squared norms of the gradients of a small and a big batch.
+
+    one_by_small, one_by_big: 1 / their sizes. McCandlish et al., arXiv:1812.06162, appendix A.1: both are unbiased,
+    their ratio is not; None where the batches are of one size or the estimate of |gradient|^2 is not above 0.
+    """
+    if not one_by_small > one_by_big:
+        return None
+    covariance = (small - big) / (one_by_small - one_by_big)
+    squared = big - covariance * one_by_big
+    return covariance / squared if squared > 0 else None
+
+
 def step_all(
     optimizers: Sequence[torch.optim.Optimizer], gradients: Sequence[torch.Tensor], factor: float, scaler: object
 ) -> None:

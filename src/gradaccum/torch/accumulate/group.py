@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradaccum.torch.accumulate.boundary import clipped, norm_of, step_all
+from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.errors import AccumulationError
-from gradaccum.torch.accumulate.sums import Sums, totals
+from gradaccum.torch.accumulate.sums import Sums, precise, totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
@@ -70,18 +70,28 @@ class Group:
         it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer.
         """
         self._check_answer(loss_sum)
+        if self._leaves_out(loss_sum):
+            self.skip()
+            return
         loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
-        loss.backward(gradient=self._seed(loss, weight))
+        seed = self._seed(loss, weight)
+        loss.backward(gradient=seed)
         self._answered()
         self.sums.add(loss.detach(), weight)
+        self._measure_first(seed, weight)
 
     def backward_mean(self, loss: torch.Tensor, weight: Number) -> None:
         """The same for a mean loss. weight: what it is the mean of."""
         self._check_answer(loss)
+        if self._leaves_out(loss):
+            self.skip()
+            return
         loss = loss.float() if loss.dtype in HALF else loss
-        loss.backward(gradient=self._seed(loss, weight) * weight)
+        seed = self._seed(loss, weight)
+        loss.backward(gradient=seed * weight)
         self._answered()
         self.sums.add(loss.detach() * weight, weight)
+        self._measure_first(seed, weight)
 
     def skip(self) -> None:
         """Leave the micro-batch out: neither its loss nor its weight counts.
@@ -108,6 +118,15 @@ class Group:
             )
         if loss is not None and loss.dim():
             raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
+
+    def _leaves_out(self, loss: torch.Tensor) -> bool:
+        return self._state.leaves_out and not bool(torch.isfinite(loss.detach()))
+
+    def _measure_first(self, seed: torch.Tensor, weight: Number) -> None:
+        reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
+        if self._state.wants_noise and self.sums.first is None and not reduced:
+            norm = norm_of(self._state.gradients()) / (seed * weight)
+            self.sums.first = norm * norm, 1 / weight
 
     def _answered(self) -> None:
         self._asked = False
@@ -137,8 +156,7 @@ class Group:
                 first = float(weight) * times
                 state.expected = first if first > 0 else 1.0
             else:
-                kind = torch.float32 if state.device.type == "mps" else torch.float64
-                summed = torch.zeros(1, dtype=kind, device=state.device)
+                summed = torch.zeros(1, dtype=precise(state.device), device=state.device)
                 summed += weight
                 sync.sum(summed)
                 summed *= times / sync.mean_over
@@ -162,7 +180,7 @@ class Group:
         beside, norm = None, None
         if not asks_first and state.scaler is None and state.wants_norm:
             beside = norm_of(state.gradients())
-        total, found = totals(self.sums, sync, state.device, beside)
+        total, found = totals(self.sums, state, beside)
         reason = self._why_not(total)
         if reason:
             return self._left(total, reason)
@@ -244,6 +262,9 @@ class Group:
         return self._update(total, reason, None)
 
     def _update(self, total: Totals, reason: str, grad_norm: float | None) -> Update:
+        noise = None
+        if not reason and grad_norm is not None and total.first is not None:
+            noise = noise_scale(*total.first, grad_norm**2, 1 / total.weight)
         return Update(
             applied=not reason,
             reason=reason,
@@ -253,6 +274,7 @@ class Group:
             weight=total.weight,
             loss=total.loss / total.weight if total.weight else None,
             grad_norm=grad_norm,
+            noise_scale=noise,
         )
 
 

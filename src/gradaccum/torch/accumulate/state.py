@@ -33,6 +33,8 @@ class State:
     partial: str
     nonfinite: str
     wants_norm: bool
+    wants_noise: bool
+    leaves_out: bool
     buffers: Buffers | None
     expected: float | torch.Tensor | None = None
     carried: Sums | None = None

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "last", "every", "hybrid", "after")
 
+ALLOWED = {
+    "plain": ("after",),
+    "ddp": ("last", "every", "after"),
+    "fsdp2": ("every", "last"),
+    "hsdp": ("hybrid", "every", "last"),
+}
+"""What goes with each wrapper, its default first."""
+
 BUCKET = 25 * 2**20
 """Bytes that one all-reduce of `after` takes together, as DDP's buckets."""
 
@@ -48,8 +56,17 @@ class Sync:
         self.world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
         self.rank = 0 if self.process_group is None else dist.get_rank(self.process_group)
         self.sharded = self.kind in ("fsdp2", "hsdp")
+        self.allowed = ALLOWED[self.kind]
         self.mode = self._resolved(reduce, buffered)
         self._before: list[tuple[Any, str, bool]] = []
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Over how many ranks gradients are sharded, and how many copies of the shards there are."""
+        if not self.sharded:
+            return 1, self.world
+        shards = int(_param_groups(self.models[0])[0].mesh_info.shard_mesh_size)
+        return shards, self.world // shards
 
     @property
     def mean_over(self) -> int:
@@ -61,12 +78,7 @@ class Sync:
             raise AccumulationError(f"reduce is one of {', '.join(MODES)}, not {reduce!r}")
         if self.world == 1 and self.kind in ("plain", "ddp"):
             return "after" if buffered else "last"
-        allowed = {
-            "plain": ("after",),
-            "ddp": ("last", "every", "after"),
-            "fsdp2": ("every", "last"),
-            "hsdp": ("hybrid", "every", "last"),
-        }[self.kind]
+        allowed = self.allowed
         buffered = buffered and not self.sharded  # which is refused elsewhere
         unused = self.kind == "ddp" and any(model.find_unused_parameters for model in self.models)
         mode = ("after" if unused or buffered else allowed[0]) if reduce == "auto" else reduce

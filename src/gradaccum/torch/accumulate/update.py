@@ -13,6 +13,7 @@ class Update:
     micro_batches: backward passes of this rank; skipped: micro-batches of all ranks that were left out.
     effective_batch: samples of all ranks; weight: what the loss was divided by (tokens, samples).
     loss: the mean over that weight. grad_norm: the 2-norm of the mean gradient before clipping, where it was computed.
+    noise_scale: of the gradient, in the unit of the weight, where it was asked for and could be told.
     """
 
     applied: bool
@@ -23,3 +24,4 @@ class Update:
     weight: float
     loss: float | None
     grad_norm: float | None
+    noise_scale: float | None = None
