@@ -1,6 +1,6 @@
 """Measured memory beside what is predicted without a GPU: by the trace, by the closed form, by the allocator's model.
 
-    python -m benchmarks.gpu.compare DIR            # what memory_truth wrote into DIR; writes DIR/compare.json
+    python -m benchmarks.gpu.compare [DIR]          # what memory_truth wrote into DIR; writes DIR/compare.json
     python -m benchmarks.gpu.compare --dry          # nothing measured: each case is built, traced and replayed
 
 Nothing is fitted: a prediction sees of a measured row only its case, the card and the versions. Where the two differ,
@@ -43,14 +43,19 @@ PHASES = {
 }
 """A figure, and the phases that it is the most of: those of a measured row, and those of a trace."""
 
+MEASURED = common.ROOT / "benchmarks" / "measured" / "gpu"
+"""Where the rows of a sitting go that are worth keeping."""
+
 QUANTITIES = ("allocated_bytes", "reserved_bytes", *PHASES)
 
 
 # What was measured
 
 
-def measured_cases(folder: Path) -> Iterator[dict[str, Any]]:
+def measured_cases(folder: Path = MEASURED) -> Iterator[dict[str, Any]]:
     """The measured rows of a folder, newest for each case and device, in the order in which they were written.
+
+    Nothing where there is no such folder.
 
     case: a Case. status: ok or oom. allocated_bytes, reserved_bytes: the peaks of two updates. forward_bytes,
     backward_bytes, optimizer_bytes: the peaks of allocated memory in the second update. context_bytes: what the process
@@ -281,6 +286,18 @@ def line(result: Mapping[str, Any]) -> list[str]:
     return [*cells, f"{closed['error_percent']:+.2f}" if closed else ""]
 
 
+def summed(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many there are, on how many both said that it fits or does not, and the largest errors in percent."""
+    errors = [result["error_percent"] for result in results if "error_percent" in result]
+    worst = {
+        f"largest error of {name}, percent": max(abs(each[name]) for each in errors if name in each)
+        for name in QUANTITIES
+        if any(name in each for each in errors)
+    }
+    same = sum(result["same_verdict"] for result in results)
+    return {"cases": len(results), "of these with the same verdict": same, **worst}
+
+
 def dry(cases: Sequence[Case], gpu: str) -> list[dict[str, Any]]:
     """Each case built and traced for this GPU, beside the closed form; nothing is measured."""
     from benchmarks.gpu import recipe
@@ -323,7 +340,7 @@ def _dry_line(result: Mapping[str, Any]) -> str:
 def main(given: Sequence[str] | None = None) -> None:
     """Compare, print the table, write the results."""
     parser = argparse.ArgumentParser(description="Measured memory beside predicted memory.")
-    parser.add_argument("folder", type=Path, nargs="?", help="what memory_truth wrote")
+    parser.add_argument("folder", type=Path, nargs="?", default=MEASURED, help="what memory_truth wrote")
     parser.add_argument("--dry", action="store_true", help="trace every case; nothing measured is needed")
     parser.add_argument("--gpu", default="h100-sxm-80gb", help="with --dry: for which GPU (default h100-sxm-80gb)")
     parser.add_argument("--only", default="", help="only cases with this text in their names")
@@ -334,9 +351,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if asked.dry:
         results = dry([case for case in by_value(CASES) if asked.only in case.name], asked.gpu)
         statuses = Counter(result["predicted"]["status"] for result in results)
+        summary: dict[str, Any] = dict(statuses)
         print(", ".join(f"{count} {status}" for status, count in statuses.items()))
-    elif asked.folder is None:
-        parser.error("name the folder of the measured rows, or --dry")
     else:
         records = {(row["device"], row["case"]): row["events"] for row in Store(asked.folder).rows("events")}
         results = []
@@ -348,9 +364,11 @@ def main(given: Sequence[str] | None = None) -> None:
         print(common.table(HEADER, [line(result) for result in results]))
         for found in boundaries(asked.folder):
             print(f"largest micro-batch {found['max_micro_batch']} in {found['trials']} trials: {found['case'].name}")
-    path = asked.out or (asked.folder / "compare.json" if asked.folder else None)
+        summary = summed(results)
+        print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+    path = asked.out or (None if asked.dry or not results else asked.folder / "compare.json")
     if path is not None:
-        content = {"libraries": _libraries(), "rows": results}
+        content = {"libraries": _libraries(), "summary": summary, "rows": results}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import signal
@@ -23,7 +24,8 @@ from tests.benchmarks.cpu_meter import Host
 if TYPE_CHECKING:
     from pathlib import Path
 
-CARD = {"device": "a card", "torch": "2.11.0", "total_memory": 2**36}
+WHOLE = 2**36
+CARD = {"device": "a card", "torch": "2.11.0", "total_memory": WHOLE}
 TINY = Case(model="plain-gpt-tiny", micro_batch=1, sequence_length=4, dtype="fp32")
 
 
@@ -167,7 +169,7 @@ class Clock:
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path, capsys):
-    wanted = [case("gpt2", 1), Boundary(case("gpt2", 0, card_gb=8), 2), case("gpt2", 2, "fp32")]
+    wanted: list[Case | Boundary] = [case("gpt2", 1), Boundary(case("gpt2", 0, card_gb=8), 2), case("gpt2", 2, "fp32")]
     store = Store(tmp_path)
     clock = Clock()
     # 2 rows; the third case has 30 seconds left, which are not enough, and is no result.
@@ -195,7 +197,7 @@ def test_nothing_begins_in_the_last_seconds(tmp_path: Path):
 
 
 def test_what_was_skipped_is_tried_again_and_a_broken_trial_ends_its_boundary(tmp_path: Path):
-    wanted = [case("gpt2", 1), Boundary(case("gpt2", 0, card_gb=8), 2)]
+    wanted: list[Case | Boundary] = [case("gpt2", 1), Boundary(case("gpt2", 0, card_gb=8), 2)]
     store = Store(tmp_path)
     answers = iter(["skipped", "crashed"])
     measure_all(store, lambda case, seconds: {"status": next(answers)}, CARD, 1e9, wanted, lambda: 0.0)
@@ -211,7 +213,7 @@ def test_what_was_skipped_is_tried_again_and_a_broken_trial_ends_its_boundary(tm
 
 
 def test_a_boundary_whose_trial_was_skipped_ends(tmp_path: Path):
-    wanted = [Boundary(case("gpt2", 0, card_gb=8), 2)]
+    wanted: list[Case | Boundary] = [Boundary(case("gpt2", 0, card_gb=8), 2)]
     counts = measure_all(Store(tmp_path), lambda *_: {"status": "skipped"}, CARD, 1e9, wanted, lambda: 0.0)
     assert counts == {"skipped": 1}
 
@@ -225,7 +227,7 @@ def test_each_ending_is_a_row(monkeypatch, fork: bool):
     monkeypatch.setattr(processes, "PRELOAD", "json")
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    call = processes.Processes(fork).call
+    call: Any = processes.Processes(fork).call
     assert call(dict, {"status": "ok"}, seconds=60) == {"status": "ok"}
     assert call(os._exit, 3, seconds=60)["why"] == "the process ended with code 3"
     assert call(signal.raise_signal, signal.SIGKILL, seconds=60)["why"] == "the process was ended by SIGKILL"
@@ -237,7 +239,7 @@ def test_each_ending_is_a_row(monkeypatch, fork: bool):
 
 def test_without_a_device_it_says_so(monkeypatch, capsys, tmp_path: Path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(memory_truth.Processes, "call", lambda self, work, *rest, seconds: work(*rest))
+    monkeypatch.setattr(processes.Processes, "call", lambda self, work, *rest, seconds: work(*rest))
     memory_truth.main(["--out", str(tmp_path / "x")])
     entry.main(["all", "--out", str(tmp_path / "x")])
     assert capsys.readouterr().out == 2 * "Nothing is measured: no CUDA device.\n"
@@ -251,7 +253,7 @@ def test_a_process_that_cannot_be_forked_is_started_anew(monkeypatch):
         tried.append(self.fork)
         return {"status": "failed", "why": "CUDA was there before the fork"} if self.fork else {"status": "ok", **CARD}
 
-    monkeypatch.setattr(memory_truth.Processes, "call", call)
+    monkeypatch.setattr(processes.Processes, "call", call)
     found = memory_truth.find_device()
     assert found is not None
     assert (tried, found[0].fork, found[1]) == ([True, False], False, CARD)
@@ -313,7 +315,7 @@ def test_a_failure_and_a_missing_package_are_rows(monkeypatch):
 
 @pytest.mark.parametrize("words", ["amp-bf16 full", "amp-fp16 selective eager accum1 sgd", "bf16 math adamw-loop"])
 def test_other_kinds_of_step_run_too(words: str):
-    found = measure.run(case(TINY.model, 1, "s8", *words.split()), Host())
+    found: Any = measure.run(case(TINY.model, 1, "s8", *words.split()), Host())
     assert found["status"] == "ok", found
     recomputed = found["operators"]["aten.native_layer_norm"] > 2 * 2 + 1
     assert recomputed == ("full" in words or "selective" in words)
@@ -355,12 +357,12 @@ def test_the_meter_of_cuda_asks_what_pytorch_answers(monkeypatch):
         meter.open(case("gpt2", 1, card_gb=8))
         assert meter.peaks() == {"allocated": 19, "reserved": 40, "left": 7}
         assert meter.environment()["fraction"] == (8 * 2**30 - cases.OUTSIDE) / 2**36
-        closed = meter.close()
+        closed: dict[str, Any] = meter.close()
     assert closed["context_bytes"] == {"at_first": 460, "at_last": 500}
     assert closed["stats"] == {"num_ooms": 0}
     assert closed["segments"] == {"large": {"count": 2, "bytes": 40, "allocated": 24}}
     assert closed["segment_addresses"] == {"up": 0, "down": 1}
-    assert measure.unpacked(str(closed["events"])) == {"sizes": [12, 7], "events": [0, 1, ~0], "streams": 1}
+    assert measure.unpacked(closed["events"]) == {"sizes": [12, 7], "events": [0, 1, ~0], "streams": 1}
 
 
 # Predicted beside measured
@@ -397,6 +399,10 @@ def test_a_prediction_is_held_against_a_row_and_its_record(tmp_path: Path):
     assert off["bytes"] == 2**20
     assert off["measured"] == off["foreseen"] + 1
     assert compare.line(result)[-2] == "equal"
+    summary = compare.summed([result, {"same_verdict": False}])
+    assert summary["cases"] == 2
+    assert summary["of these with the same verdict"] == 1
+    assert summary["largest error of allocated_bytes, percent"] == abs(result["error_percent"]["allocated_bytes"])
     # The same card with a limit below the need: both say so.
     tight = {**measured, "case": case(TINY.model, 100_000, "s64", card_gb=8), "status": "oom"}
     verdict = compare.compared(tight, None)
@@ -434,9 +440,9 @@ def test_comparing_a_folder_writes_its_result(tmp_path: Path, capsys, row: dict[
     Store(tmp_path).add({**kept, "environment": {**kept["environment"], "torch": torch.__version__}})
     compare.main([str(tmp_path)])
     assert TINY.name in capsys.readouterr().out
-    assert (tmp_path / "compare.json").exists()
-    with pytest.raises(SystemExit):
-        compare.main([])
+    written = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    assert (written["summary"]["cases"], written["summary"]["of these with the same verdict"]) == (1, 1)
+    assert [*compare.measured_cases(tmp_path / "none")] == []
     with pytest.raises(SystemExit, match="no CUDA"):
         compare.dry([], "mi300x")
 
@@ -452,8 +458,7 @@ def test_all_parts_run_and_go_on(monkeypatch, capsys, tmp_path: Path):
 
     def of_model(case: Any, fraction: float) -> Any:
         ran.append(case.limit)
-        whole = CARD["total_memory"]
-        return [*allocator_programs.of_model(case, "address", "descending", None, whole, fraction)]
+        return [*allocator_programs.of_model(case, "address", "descending", None, WHOLE, fraction)]
 
     monkeypatch.setattr(allocator_programs, "in_a_process", of_model)
     for _ in range(2):
