@@ -42,6 +42,9 @@ class Case:
     micro_batch: sequences or images of a micro-step. sequence_length: tokens of each; 0 for images.
     attention: `eager`, or PyTorch's `sdpa`, perhaps held to one kernel: `flash`, `efficient`, `cudnn`, `math`.
     checkpointing: `full` recomputes each layer; `selective` keeps the results of matrix products and of attention.
+    keeps_output: whether the loop's variable holds the model's output, and with it the logits, until the next one is
+        there, as in `out = model(...); out.loss.backward()`; otherwise it goes when the loss is there, as in
+        `model(...).loss.backward()` and in Transformers' Trainer.
     lora_rank: of adapters on all linear layers, by peft; 0 trains all weights.
     settings: PYTORCH_ALLOC_CONF. card_gb: the nominal memory of the card that is emulated; 0 is the card itself.
     """
@@ -56,6 +59,7 @@ class Case:
     accum_steps: int = 2
     lora_rank: int = 0
     compiled: bool = False
+    keeps_output: bool = False
     settings: str = ""
     card_gb: int = 0
 
@@ -71,6 +75,7 @@ class Case:
         words += [] if self.accum_steps == USUAL["accum_steps"] else [f"accum{self.accum_steps}"]
         words += [f"lora{self.lora_rank}"] if self.lora_rank else []
         words += ["compiled"] if self.compiled else []
+        words += ["output kept"] if self.keeps_output else []
         words += [self.settings] if self.settings else []
         words += [f"on {self.card_gb} GB"] if self.card_gb else []
         return " ".join(words)
@@ -150,7 +155,7 @@ def next_trial(fits: Mapping[int, bool], first: int) -> int | None:
 
 
 def case(model: str, micro_batch: int, *words: str, **values: int | str) -> Case:
-    """A case in few words: each is a value of the field that knows it, or `compiled`, `lora16`, `accum8`, `s512`."""
+    """A case in few words: each is a value of the field that knows it, a flag, or `lora16`, `accum8`, `s512`."""
     found: dict[str, object] = dict(values)
     if find_plain(model) in {"plain-vit", "plain-resnet"} or model.startswith("vit"):
         found["sequence_length"] = 0
@@ -158,8 +163,8 @@ def case(model: str, micro_batch: int, *words: str, **values: int | str) -> Case
         known = [name for name, choices in AXES.items() if word in choices]
         if known:
             found[known[0]] = word
-        elif word == "compiled":
-            found["compiled"] = True
+        elif word in FLAGS:
+            found[word] = True
         else:
             name, count = next((name, word[len(short) :]) for short, name in SHORT.items() if word.startswith(short))
             found[name] = int(count)
@@ -171,6 +176,7 @@ def find_plain(model: str) -> str:
     return model.rpartition("-")[0] if model in PLAIN else ""
 
 
+FLAGS = ("compiled", "keeps_output")
 SHORT = {"lora": "lora_rank", "accum": "accum_steps", "s": "sequence_length"}
 
 AXES = {
@@ -192,6 +198,7 @@ CASES: tuple[Case, ...] = (
     case("gpt2", 4, "fp32"),
     case("gpt2", 4, "fp16", "eager"),
     case("gpt2", 8, "full"),
+    case("gpt2", 8, "keeps_output", "accum1"),
     case("gpt2", 8, "compiled"),
     case("gpt2-medium", 8, "amp-bf16", "adamw-fused"),
     case("gpt2-medium", 4, "selective"),
@@ -203,6 +210,7 @@ CASES: tuple[Case, ...] = (
     case("llama-3.2-1b", 2, "accum8"),
     case("llama-3.2-1b", 4, "full"),
     case("llama-3.2-1b", 4, "selective"),
+    case("llama-3.2-1b", 4, "keeps_output"),
     case("llama-3.2-1b", 2, "eager"),
     case("llama-3.2-1b", 4, "flash"),
     case("llama-3.2-1b", 4, "efficient"),
@@ -306,7 +314,7 @@ def by_value(cases: Sequence[Case]) -> list[Case]:
 
 def values_of(case: Case) -> Iterator[tuple[str, object]]:
     """What a case shows: each field with its value, its family, its order of size, and pairs that work together."""
-    for name in ("dtype", "optimizer", "checkpointing", "attention", "accum_steps", "compiled", "settings"):
+    for name in ("dtype", "optimizer", "checkpointing", "attention", "accum_steps", "settings", *FLAGS):
         yield name, getattr(case, name)
     yield "lora", case.lora_rank > 0
     yield "family", case.family

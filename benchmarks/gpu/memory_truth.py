@@ -25,7 +25,7 @@ from benchmarks.gpu.processes import Processes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-LEADING, EARLY = 30, 4
+LEADING, EARLY = 32, 4
 """How many cases, and then how many boundaries, come before all others."""
 
 USUAL_SECONDS, COMPILED_SECONDS = 120, 240

@@ -1,7 +1,7 @@
 """What a case does: its model, batch, optimizer and step, made alike for a GPU, for a CPU and for a trace.
 
 The loop is the plain one: forward and loss, backward, after `accum_steps` of these the optimizer's step, and gradients
-set to None. Nothing but the model and the batch lives from one micro-step to the next.
+set to None. Model and batch alone live from one micro-step to the next; the output too, where the case keeps it.
 """
 
 from __future__ import annotations
@@ -77,11 +77,13 @@ def job(case: Case, device: str, at: Callable[[str], object] = lambda phase: Non
     kind = "cpu" if device == "cpu" else "cuda"
     scaler = torch.amp.GradScaler(kind, init_scale=SCALE, enabled=case.dtype == "amp-fp16")
 
+    kept: list[object] = []
+
     def step() -> None:
         with attention(case):
             at("forward")
             with autocast(case, kind):
-                loss = loss_of(module, batch) / case.accum_steps
+                loss = loss_of(module, batch, kept if case.keeps_output else None) / case.accum_steps
             at("backward")
             scaler.scale(loss).backward()
 
@@ -95,9 +97,11 @@ def job(case: Case, device: str, at: Callable[[str], object] = lambda phase: Non
     return Job(module=module, optimizer=optimizer, step=step, update=update, batch=batch)
 
 
-def loss_of(module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The loss alone, so that logits live no longer than autograd needs them."""
+def loss_of(module: torch.nn.Module, batch: dict[str, torch.Tensor], kept: list[object] | None) -> torch.Tensor:
+    """The loss alone, so that logits live no longer than autograd needs them; or until `kept` holds the next ones."""
     result = module(**batch)
+    if kept is not None:
+        kept[:] = [result]
     return result if isinstance(result, torch.Tensor) else result.loss
 
 

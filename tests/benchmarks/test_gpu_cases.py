@@ -55,7 +55,8 @@ def test_the_cases_span_what_was_asked_for():
     for kept in AXES["checkpointing"]:
         assert {each.lora_rank > 0 for each in CASES if each.checkpointing == kept} >= {False}
     assert {each.checkpointing for each in CASES if each.lora_rank} == {"none", "full"}
-    assert {each.compiled for each in CASES} == {True, False}
+    for flag in cases.FLAGS:
+        assert {getattr(each, flag) for each in CASES} == {True, False}
     assert any(each.settings for each in CASES)
 
 
@@ -70,7 +71,7 @@ def test_the_boundaries_span_four_cards():
 def test_the_first_cases_show_every_value():
     ordered = by_value(CASES)
     assert sorted(names(ordered)) == sorted(names(CASES))
-    for field in (*AXES, "accum_steps", "compiled", "settings", "family"):
+    for field in (*AXES, *cases.FLAGS, "accum_steps", "settings", "family"):
         leading = {getattr(each, field) for each in ordered[:LEADING]}
         assert leading == {getattr(each, field) for each in CASES}, field
     early = ordered[:8]
