@@ -213,7 +213,7 @@ CASES: tuple[Case, ...] = (
     case("llama-3.2-1b", 4, "keeps_output"),
     case("llama-3.2-1b", 2, "eager"),
     case("llama-3.2-1b", 4, "flash"),
-    case("llama-3.2-1b", 4, "efficient"),
+    case("smollm2-1.7b", 2, "efficient"),
     case("llama-3.2-1b", 4, "cudnn"),
     case("llama-3.2-1b", 2, "math"),
     case("llama-3.2-1b", 2, "fp32"),
