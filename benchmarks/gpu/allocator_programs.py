@@ -222,6 +222,20 @@ def told(operations: Sequence[str], numbers: Sequence[Numbers]) -> dict[str, obj
 # The comparison
 
 
+def beside_the_model(seed: int, version: str, whole: int) -> tuple[dict[str, object], list[tuple[str, str]]]:
+    """What a device with `whole` bytes did with a random program, and the orders under which the model does the same.
+
+    version: of PyTorch.
+    """
+    large_segments = tuple(int(part) for part in version.split(".")[:2]) >= (2, 11)
+    case = random_case(seed, large_segments=large_segments)
+    fraction = case.limit / whole
+    measured = in_a_process(case, fraction)
+    fits = [order for order in ORDERS if measured == list(of_model(case, *order, None, whole, fraction))]
+    setting = {"settings": case.settings, "capacity": None, "total_memory": whole, "fraction": fraction}
+    return {**setting, "operations": " ".join(case.operations), **told(case.operations, measured)}, fits
+
+
 def main() -> None:
     """Run as many cases as asked for, compare each with the model under every order, and write what came out."""
     parser = argparse.ArgumentParser(description="The model of the CUDA caching allocator beside a CUDA device.")
@@ -246,19 +260,14 @@ def main() -> None:
         return
     ties = ties_of(torch.__version__)
     whole = torch.cuda.get_device_properties(0).total_memory
-    large_segments = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
     recorded: list[dict[str, object]] = []
     equal = dict.fromkeys(ORDERS, 0)
     for seed in range(asked.cases):
-        case = random_case(seed, large_segments=large_segments)
-        fraction = case.limit / whole
-        measured = in_a_process(case, fraction)
-        fits = [order for order in ORDERS if measured == list(of_model(case, *order, None, whole, fraction))]
+        record, fits = beside_the_model(seed, torch.__version__, whole)
         for order in fits:
             equal[order] += 1
-        print(f"case {seed}: {'equal' if any(each == ties for each, _ in fits) else 'NOT EQUAL'}  {case.settings}")
-        setting = {"settings": case.settings, "capacity": None, "total_memory": whole, "fraction": fraction}
-        recorded.append({**setting, "operations": " ".join(case.operations), **told(case.operations, measured)})
+        print(f"case {seed}: {'equal' if any(each == ties for each, _ in fits) else 'NOT EQUAL'}  {record['settings']}")
+        recorded.append(record)
     rows = [[f"{each} ties, {addresses}", f"{count} of {asked.cases}"] for (each, addresses), count in equal.items()]
     print(common.table(["the model with", "equal"], rows))
     common.write_result(

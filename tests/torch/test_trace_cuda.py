@@ -107,6 +107,9 @@ def test_attention_keeps_to_what_the_person_allows():
         assert choose(request(), H100) == "efficient"
     with sdpa_kernel(SDPBackend.MATH):
         assert choose(request(), A100) == "math"
+    # sdp_utils.cpp:select_sdp_backend: "No available kernel. Aborting execution."
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION), pytest.raises(RuntimeError, match="no kernel that is allowed"):
+        choose(request(heads=(8, 2), enable_gqa=True), H100)
 
 
 def attended(x: Any, heads: int = 2, mask: Any = None, **options: Any) -> Any:

@@ -42,12 +42,16 @@ class Request:
 def choose(request: Request, capability: tuple[int, int]) -> str:
     """The kernel for a card of this compute capability: sdp_utils.cpp:select_sdp_backend.
 
-    A kernel that the person has switched off, as `torch.nn.attention.sdpa_kernel` does, is not chosen.
+    A kernel that the person has switched off, as `torch.nn.attention.sdpa_kernel` does, is not chosen. RuntimeError,
+    as PyTorch's, where no other fits: grouped heads under the memory-efficient kernel alone, for example.
     """
     order = (FLASH, EFFICIENT, CUDNN)
     if capability in {(9, 0), (10, 0), (10, 3)}:  # check_prefer_cudnn_attention, with cuDNN from 9.15.1 on
         order = (CUDNN, FLASH, EFFICIENT)
-    return next((each for each in order if _ALLOWED[each]() and _FITS[each](request, capability)), MATH)
+    chosen = next((each for each in order if _ALLOWED[each]() and _FITS[each](request, capability)), MATH)
+    if chosen == MATH and not torch.backends.cuda.math_sdp_enabled():
+        raise RuntimeError("scaled_dot_product_attention: no kernel that is allowed fits these inputs")
+    return chosen
 
 
 _ALLOWED: dict[str, Callable[[], bool]] = {
