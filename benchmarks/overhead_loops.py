@@ -111,15 +111,15 @@ def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[B
 
     model, optimizer = fresh()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=STEPS)
-    prepared = accelerator.prepare(model, optimizer)
-    found["Accelerate"] = model, lambda batches: with_accelerate(accelerator, *prepared, batches)
+    prepared: Any = accelerator.prepare(model, optimizer)
+    found["Accelerate"] = model, lambda batches: with_accelerate(accelerator, prepared[0], prepared[1], batches)
 
     from lightning.fabric import Fabric  # type: ignore[import-not-found]
 
     model, optimizer = fresh()
     made = Fabric(accelerator="cpu", devices=1)
-    wrapped = made.setup(model, optimizer)
-    found["Fabric"] = model, lambda batches: with_fabric(made, *wrapped, batches)
+    wrapped: Any = made.setup(model, optimizer)
+    found["Fabric"] = model, lambda batches: with_fabric(made, wrapped[0], wrapped[1], batches)
     return found
 
 

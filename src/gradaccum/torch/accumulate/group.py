@@ -9,7 +9,8 @@ import torch
 
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.errors import AccumulationError
-from gradaccum.torch.accumulate.sums import Sums, precise, totals
+from gradaccum.torch.accumulate.sums import Sums, precise
+from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from gradaccum.torch.accumulate.source import Source
     from gradaccum.torch.accumulate.state import State
-    from gradaccum.torch.accumulate.sums import Number, Totals
+    from gradaccum.torch.accumulate.sums import Number
+    from gradaccum.torch.accumulate.totals import Totals
 
 HALF = (torch.float16, torch.bfloat16)
 
