@@ -12,9 +12,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from gradaccum.torch.accumulate import AccumulationError as AccumulationError
     from gradaccum.torch.accumulate import Accumulator as Accumulator
+    from gradaccum.torch.accumulate import Ramp as Ramp
+    from gradaccum.torch.accumulate import ResumableBatches as ResumableBatches
     from gradaccum.torch.accumulate import Update as Update
 
-_HOME = {"AccumulationError": "accumulate", "Accumulator": "accumulate", "Update": "accumulate"}
+_HOME = {
+    "AccumulationError": "accumulate",
+    "Accumulator": "accumulate",
+    "Ramp": "accumulate",
+    "ResumableBatches": "accumulate",
+    "Update": "accumulate",
+}
 """Where each public name lives."""
 
 __all__ = sorted(_HOME)

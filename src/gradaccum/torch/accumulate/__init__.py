@@ -5,6 +5,10 @@ group          Group: one update's micro-batches, its backward passes and its st
 source         where micro-batches come from, and what the ranks know of their number
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step
+buffers        sums in another type than the gradients'
+explain        what each way to reduce holds and sends
+progress       what was consumed, and batch ramps
+checkpoint     what a restart needs; sampler: batches in an order that may be cut anew
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 from gradaccum.torch.accumulate.accumulator import Accumulator
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.group import Group
+from gradaccum.torch.accumulate.progress import Progress, Ramp
+from gradaccum.torch.accumulate.sampler import ResumableBatches
 from gradaccum.torch.accumulate.update import Update
 
-__all__ = ["AccumulationError", "Accumulator", "Group", "Update"]
+__all__ = ["AccumulationError", "Accumulator", "Group", "Progress", "Ramp", "ResumableBatches", "Update"]

@@ -21,6 +21,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.torch.accumulate.buffers import Buffers
+from gradaccum.torch.accumulate.checkpoint import pack, unpack
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
     from gradaccum.core.plan import Plan
+    from gradaccum.torch.accumulate.progress import Progress
 
 PARTIAL = ("step", "carry", "drop")
 NONFINITE = ("skip", "raise")
@@ -44,7 +46,7 @@ class Accumulator:
     """Makes groups of micro-batches, and one optimizer update of each group.
 
     models: a module, or several that are stepped together; plain, DDP, FSDP2 or HSDP. optimizers: one, or several.
-    accum_steps: micro-batches of one group.
+    accum_steps: micro-batches of one group; or a function of the progress so far, such as Ramp, for the next one.
     clip_norm: the largest 2-norm of the mean gradient, over all optimizers.
     scaler: a GradScaler, for fp16 autocast.
     accumulate_in: for parameters in half precision, the dtype of own buffers in which gradients are summed and reduced:
@@ -68,7 +70,7 @@ class Accumulator:
         models: torch.nn.Module | Sequence[torch.nn.Module],
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
-        accum_steps: int | None = None,
+        accum_steps: int | Callable[[Progress], int] | None = None,
         clip_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
         accumulate_in: torch.dtype | str | None = None,
@@ -82,7 +84,7 @@ class Accumulator:
     ) -> None:
         models = [models] if isinstance(models, torch.nn.Module) else list(models)
         optimizers = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
-        if accum_steps is not None and accum_steps < 1:
+        if isinstance(accum_steps, int) and accum_steps < 1:
             raise AccumulationError(f"accum_steps must be at least 1, not {accum_steps}")
         if clip_norm is not None and not clip_norm > 0:
             raise AccumulationError(f"clip_norm must be above 0, not {clip_norm}; None clips nothing")
@@ -120,8 +122,34 @@ class Accumulator:
 
     @property
     def accum_steps(self) -> int | None:
-        """Micro-batches of one group; None where a weight ends it."""
-        return self._state.accum_steps
+        """Micro-batches of the next group; None where a weight ends it."""
+        return self._state.steps()
+
+    @property
+    def progress(self) -> Progress:
+        """What was consumed up to the last boundary, over all ranks."""
+        return self._state.progress
+
+    @property
+    def open_micro_batches(self) -> int:
+        """This rank's micro-batches of a group that has begun and made no step, or was carried."""
+        begun = self._state.open or self._state.carried
+        return 0 if begun is None else begun.micro_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a restart needs beside models, optimizers, scaler and loader; between groups, or after a `backward`.
+
+        Raises AccumulationError where a micro-batch has no answer, and inside a group whose gradients FSDP2 keeps
+        unsharded.
+        """
+        return pack(self._state)
+
+    def load_state_dict(self, saved: dict[str, Any], *, group: bool = True) -> None:
+        """Go on from there: a group that was open is carried into the next call of `groups`, whose loader begins behind
+        what that group has consumed. group=False: from the boundary before it. Raises AccumulationError where an open
+        group is another number of ranks'.
+        """
+        unpack(self._state, saved, group)
 
     @classmethod
     def from_plan(
@@ -163,7 +191,7 @@ class Accumulator:
         micro-batch is an error under DDP, whose reduction it would have carried. count: samples of a batch, or None.
         Raises AccumulationError where an earlier group was left without `step()`.
         """
-        if (until_weight is None) == (self.accum_steps is None):
+        if (until_weight is None) == (self._state.accum_steps is None):
             raise AccumulationError("a group has either accum_steps micro-batches, or until_weight")
         self._check_idle()
         if self._state.carried is None and self._state.gradients():
@@ -217,9 +245,7 @@ def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.nn.Pa
     return trained
 
 
-def _check(
-    models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Parameter], accum_steps: int | None
-) -> None:
+def _check(models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Parameter], accum_steps: object) -> None:
     """What cannot be right with more than one micro-step, and what will surprise."""
     if accum_steps == 1:
         return

@@ -69,6 +69,14 @@ class Buffers:
         """A sum of nothing."""
         return torch.zeros_like(parameter, dtype=self.dtype)
 
+    def lost(self, parameters: Sequence[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+        """What each sum has lost so far, under Kahan's rule."""
+        return [self._lost.get(each) for each in parameters]
+
+    def put_lost(self, parameters: Sequence[torch.nn.Parameter], lost: Sequence[torch.Tensor | None]) -> None:
+        """Let these be what was lost."""
+        self._lost = {each: found for each, found in zip(parameters, lost, strict=True) if found is not None}
+
     def hand_over(self) -> None:
         """The sums become the parameters' gradients, in their type; the buffers are free again."""
         while self._sums:

@@ -30,7 +30,7 @@ class Group:
     def __init__(self, state: State, source: Source) -> None:
         self._state, self._source = state, source
         self.sums = state.open = state.carried or Sums()
-        self._asked = False  # a micro-batch waits for its answer
+        self._samples: int | None = 0  # of the micro-batch that waits for its answer
         self._last = False  # and its backward pass reduces
         self._ended = source.planned == 0
         self._begun = False
@@ -45,7 +45,7 @@ class Group:
         index = 0
         try:
             while True:
-                if self._asked:
+                if self.sums.waiting:
                     raise AccumulationError(
                         f"micro-batch {self.sums.micro_batches + 1} of the group got no answer: call group.backward, "
                         "group.backward_mean or group.skip for each"
@@ -55,10 +55,8 @@ class Group:
                     break
                 self._last = source.is_last(index)
                 state.sync.set(source.mode, self._last)
-                self._asked = True
-                if self.sums.samples is not None:
-                    samples = source.count(found[0])
-                    self.sums.samples = None if samples is None else self.sums.samples + samples
+                self.sums.waiting = True
+                self._samples = source.count(found[0])
                 yield found[0]
                 index += 1
             self._ended = True
@@ -78,7 +76,7 @@ class Group:
         loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
         seed = self._seed(loss, weight)
         loss.backward(gradient=seed)
-        self._answered()
+        self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach(), weight)
         self._measure_first(seed, weight)
 
@@ -91,7 +89,7 @@ class Group:
         loss = loss.float() if loss.dtype in HALF else loss
         seed = self._seed(loss, weight)
         loss.backward(gradient=seed * weight)
-        self._answered()
+        self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach() * weight, weight)
         self._measure_first(seed, weight)
 
@@ -110,11 +108,10 @@ class Group:
             raise AccumulationError(
                 "a sharded model's backward pass is a collective: answer with group.backward(0 * loss_sum, 0) instead"
             )
-        self._answered()
-        self.sums.skipped += 1
+        self.sums.answered(self._samples, counted=False)
 
     def _check_answer(self, loss: torch.Tensor | None) -> None:
-        if not self._asked:
+        if not self.sums.waiting:
             raise AccumulationError(
                 "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
             )
@@ -129,10 +126,6 @@ class Group:
         if self._state.wants_noise and self.sums.first is None and not reduced:
             norm = norm_of(self._state.gradients()) / (seed * weight)
             self.sums.first = norm * norm, 1 / weight
-
-    def _answered(self) -> None:
-        self._asked = False
-        self.sums.micro_batches += 1
 
     def _seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
         """The gradient that the backward pass starts from: 1 / expected weight, times the scaler's scale."""
@@ -153,7 +146,7 @@ class Group:
         """That of the update before; of the first, the first micro-batches' of all ranks, times their number."""
         state, sync = self._state, self._state.sync
         if state.expected is None:
-            times = (self._source.until_weight is None and state.accum_steps) or 1
+            times = self._source.steps or 1
             if sync.world == 1 and not isinstance(weight, torch.Tensor):
                 first = float(weight) * times
                 state.expected = first if first > 0 else 1.0
@@ -229,7 +222,7 @@ class Group:
         state = self._state
         if state.open is not self.sums:
             raise AccumulationError("this group has made its step; take the next one of accumulator.groups")
-        if self._asked:
+        if self.sums.waiting:
             raise AccumulationError("the last micro-batch has no answer yet: call group.backward before group.step")
         left_early = not self._ended and self.sums.micro_batches != self._source.planned
         if left_early and (not self._begun or state.sync.world > 1):
@@ -248,7 +241,7 @@ class Group:
         """Why no update is made of the group, by the totals, which every rank has; "" where one is."""
         state, until = self._state, self._source.until_weight
         if until is None:
-            short = total.micro_batches < state.sync.world * (state.accum_steps or 1)
+            short = total.micro_batches < state.sync.world * (self._source.steps or 1)
         else:
             short = total.weight < until
         if short and state.partial != "step":
@@ -264,6 +257,8 @@ class Group:
         return self._update(total, reason, None)
 
     def _update(self, total: Totals, reason: str, grad_norm: float | None) -> Update:
+        if reason != "carried":
+            self._state.progress = self._state.progress.after(total.seen, total.weight, applied=not reason)
         noise = None
         if not reason and grad_norm is not None and total.first is not None:
             noise = noise_scale(*total.first, grad_norm**2, 1 / total.weight)

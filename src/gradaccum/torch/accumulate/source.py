@@ -32,8 +32,8 @@ def samples_of(batch: Any) -> int | None:
 
 
 class Source:
-    """One pass over a loader. mode: how the group that has begun is reduced; planned: its micro-batches on this rank,
-    None where that is not known.
+    """One pass over a loader. Of the group that has begun, mode: how it is reduced; steps: its micro-batches on each
+    rank, None where a weight ends it; planned: those that this rank's loader has, None where that is not known.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Source:
         self._waiting: tuple[Any] | None = None
         self.mode = self._sync.mode
         self.planned: int | None = None
+        self.steps: int | None = None
         self._lengths = self._known_lengths(loader) if until_weight is None else None
         self._ends_known = self._lengths is not None and not may_skip
         if self._sync.sharded and (may_skip or self.mode == "after"):
@@ -81,15 +82,24 @@ class Source:
     def begin_group(self) -> bool:
         """Whether there is another group; every rank gets the same answer."""
         carried = self._state.carried_micro_batches
-        wanted = None if self._state.accum_steps is None else self._state.accum_steps - carried
+        self.steps = None if self.until_weight is not None else self._state.steps()
+        if self.steps is not None and (self.steps < 1 or self.steps < carried):
+            raise AccumulationError(
+                f"accum_steps says {self.steps}, and a group has at least 1 micro-batch and those carried, {carried}"
+            )
+        wanted = None if self.steps is None else self.steps - carried
         if self._lengths is None:
             self.planned = None
-            self._first = self._fetch()
+            self._first = self._first or self._fetch()
             self._sync.settle()
-            return any(self._sync.gather(int(self._first is not None), self._state.device))
+            there = any(self._sync.gather(int(self._first is not None), self._state.device))
+            return there or (carried > 0 and self._ends_restarted(wanted))
         assert wanted is not None
         counts = [min(wanted, left) for left in self._lengths]
-        if max(counts) == 0 or (self._state.partial == "drop" and min(counts) < wanted):
+        short = self._state.partial == "drop" and min(counts) < wanted
+        if short or (max(counts) == 0 and not (carried and self._ends_restarted(wanted))):
+            if self._lengths[self._sync.rank] == 0:
+                self._fetch()  # its end: a loader learns of it only when it is asked once more
             return False
         self._lengths = [left - count for left, count in zip(self._lengths, counts, strict=True)]
         self.planned = counts[self._sync.rank]
@@ -99,12 +109,16 @@ class Source:
             self._sync.settle()
         return True
 
+    def _ends_restarted(self, wanted: int | None) -> bool:
+        """Whether a group that a restart brought has all that it will get, and only its step is left."""
+        return wanted == 0 or self._state.partial == "step"
+
     def is_last(self, index: int) -> bool:
         """Whether the group's micro-batch of this number (from 0) is known to be its last, and a step follows."""
         if self.planned is None or index + 1 < self.planned:
             return False
         carried = self._state.carried_micro_batches
-        return self._state.partial != "carry" or carried + self.planned == self._state.accum_steps
+        return self._state.partial != "carry" or carried + self.planned == self.steps
 
     def next(self, index: int, weight: Any) -> tuple[Any] | None:
         """The group's micro-batch of this number, in a tuple; None at its end. weight: of this rank so far."""
@@ -118,9 +132,7 @@ class Source:
                     "its __len__, or take it away so that the ranks agree on each group"
                 )
             return found
-        steps = self._state.accum_steps
-        carried = self._state.carried_micro_batches
-        if steps is not None and index + carried >= steps:
+        if self.steps is not None and index + self._state.carried_micro_batches >= self.steps:
             return None
         while True:
             found, self._first = (self._first, None) if self._first is not None else (self._fetch(), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+
+from gradaccum.torch.accumulate.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,14 +22,15 @@ class State:
     """The options as Accumulator has them, and:
 
     expected: the weight of one update over `sync.mean_over`, what losses are divided by, the same on every rank; None
-    before the first backward pass. carried: of a group that waits for the next loader. open: the group that has begun
-    and made no step, by its sums.
+    before the first backward pass.
+    progress: up to the last boundary.
+    carried: of a group that waits for the next loader. open: of the group that has begun and made no step.
     """
 
     sync: Sync
     optimizers: Sequence[torch.optim.Optimizer]
     parameters: Sequence[torch.nn.Parameter]
-    accum_steps: int | None
+    accum_steps: int | Callable[[Progress], int] | None
     clip_norm: float | None
     scaler: torch.amp.GradScaler | None
     partial: str
@@ -36,6 +39,7 @@ class State:
     wants_noise: bool
     leaves_out: bool
     buffers: Buffers | None
+    progress: Progress = field(default_factory=Progress)
     expected: float | torch.Tensor | None = None
     carried: Sums | None = None
     open: Sums | None = None
@@ -50,29 +54,31 @@ class State:
         """How many micro-batches of the next group are there already."""
         return self.carried.micro_batches if self.carried else 0
 
+    def steps(self) -> int | None:
+        """Accumulation steps of the next group; None where a weight ends it."""
+        return self.accum_steps(self.progress) if callable(self.accum_steps) else self.accum_steps
+
+    def all_gradients(self) -> list[torch.Tensor | None]:
+        """The sum so far of each parameter."""
+        return [each.grad if self.buffers is None else self.buffers.get(each) for each in self.parameters]
+
+    def put_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Let these be the sums so far; those that are None stay as they are."""
+        for parameter, found in zip(self.parameters, gradients, strict=True):
+            if found is not None and self.buffers is not None:
+                self.buffers.set(parameter, found)
+            elif found is not None:
+                parameter.grad = found
+
     def gradients(self) -> list[torch.Tensor]:
         """The sums that are there."""
-        if self.buffers is not None:
-            return [found for each in self.parameters if (found := self.buffers.get(each)) is not None]
-        return [each.grad for each in self.parameters if each.grad is not None]
+        return [each for each in self.all_gradients() if each is not None]
 
     def reduce(self) -> None:
         """Bring the sums of all ranks together, each in the type that it is kept in."""
-        buffers, parameters = self.buffers, self.parameters
-        if buffers is None:
-            own = [each.grad for each in parameters]
-            for each, found in zip(parameters, self._reduced(own, torch.zeros_like), strict=True):
-                each.grad = found
-            return
-        own = [buffers.get(each) for each in parameters]
-        for each, found in zip(parameters, self._reduced(own, buffers.zeros_for), strict=True):
-            if found is not None:
-                buffers.set(each, found)
-
-    def _reduced(
-        self, own: list[torch.Tensor | None], zeros: Callable[[torch.nn.Parameter], torch.Tensor]
-    ) -> list[torch.Tensor | None]:
-        return self.sync.reduce(own, lambda number: zeros(self.parameters[number]), self.device)
+        zeros = torch.zeros_like if self.buffers is None else self.buffers.zeros_for
+        own = self.all_gradients()
+        self.put_gradients(self.sync.reduce(own, lambda number: zeros(self.parameters[number]), self.device))
 
     def zero_grad(self) -> None:
         """No parameter has a gradient afterwards."""

@@ -14,15 +14,27 @@ Number: TypeAlias = int | float | torch.Tensor
 class Sums:
     """Of one group: weight and loss sum, samples (None: not known), micro-batches answered, of them skipped.
 
+    seen: samples, those of skipped micro-batches too. waiting: whether a micro-batch has no answer yet.
     first: of the first backward pass the squared norm of the mean gradient, and 1 / its weight; where it is asked for.
     """
 
     weight: Number = 0
     loss: torch.Tensor | None = None
     samples: int | None = 0
+    seen: int | None = 0
     micro_batches: int = 0
     skipped: int = 0
+    waiting: bool = False
     first: tuple[torch.Tensor, Number] | None = None
+
+    def answered(self, samples: int | None, counted: bool) -> None:
+        """A micro-batch of so many samples has its answer."""
+        self.waiting = False
+        self.micro_batches += 1
+        self.skipped += not counted
+        self.seen = None if samples is None or self.seen is None else self.seen + samples
+        if counted:
+            self.samples = None if samples is None or self.samples is None else self.samples + samples
 
     def add(self, loss_sum: torch.Tensor, weight: Number) -> None:
         """One micro-batch. One of weight 0 adds no loss: a mean over nothing is NaN."""
