@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
+from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import AccumulationError
-from gradaccum.torch.accumulate.sums import Sums, precise
+from gradaccum.torch.accumulate.sums import HALF, Sums, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gradaccum.torch.accumulate.source import Source
     from gradaccum.torch.accumulate.state import State
     from gradaccum.torch.accumulate.sums import Number
     from gradaccum.torch.accumulate.totals import Totals
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 class Group:
@@ -30,6 +29,7 @@ class Group:
     def __init__(self, state: State, source: Source) -> None:
         self._state, self._source = state, source
         self.sums = state.open = state.carried or Sums()
+        self.device = state.device
         self._samples: int | None = 0  # of the micro-batch that waits for its answer
         self._last = False  # and its backward pass reduces
         self._ended = source.planned == 0
@@ -74,7 +74,7 @@ class Group:
             self.skip()
             return
         loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
-        seed = self._seed(loss, weight)
+        seed = self.seed(loss, weight)
         loss.backward(gradient=seed)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach(), weight)
@@ -87,7 +87,7 @@ class Group:
             self.skip()
             return
         loss = loss.float() if loss.dtype in HALF else loss
-        seed = self._seed(loss, weight)
+        seed = self.seed(loss, weight)
         loss.backward(gradient=seed * weight)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach() * weight, weight)
@@ -110,6 +110,41 @@ class Group:
             )
         self.sums.answered(self._samples, counted=False)
 
+    def cached(self, encode: Callable[[Any], Any], loss_of: Callable[[Any], tuple[torch.Tensor, Number]]) -> None:
+        """All micro-batches at once, for a loss over the whole batch, such as a contrastive one; then `step()`.
+
+        encode: a batch's representations, tensors with one row for each sample (a tensor, or tuples and dicts of them).
+        loss_of: from those of the group, concatenated in their order, the summed loss and what it sums over. It may
+        gather other ranks' representations, with torch.distributed.nn.functional.all_gather, whose gradients come back.
+        The batches of the group are held until the end. Raises AccumulationError where a weight ends the group.
+        """
+        if self._source.until_weight is not None:
+            raise AccumulationError("a group that a weight ends cannot be cached: its weight is known at its end alone")
+        run_cached(self, encode, loss_of)
+
+    # What cached.py needs
+
+    def unanswered(self) -> Iterator[Any]:
+        """The group's micro-batches, without waiting for answers."""
+        if self._begun:
+            raise AccumulationError("a group is gone through once")
+        self._begun = True
+        index = 0
+        while (found := self._source.next(index, 0)) is not None:
+            yield found[0]
+            index += 1
+        self._ended = True
+
+    def begin(self, index: int, last: bool) -> None:
+        """The flags for the forward and backward pass of one of them."""
+        self._last = last and self._source.is_last(index)
+        self._state.sync.set(self._source.mode, self._last)
+
+    def answer(self, batch: Any) -> None:
+        """Count it, and put the flags back."""
+        self._state.sync.restore()
+        self.sums.answered(self._source.count(batch), counted=True)
+
     def _check_answer(self, loss: torch.Tensor | None) -> None:
         if not self.sums.waiting:
             raise AccumulationError(
@@ -127,7 +162,7 @@ class Group:
             norm = norm_of(self._state.gradients()) / (seed * weight)
             self.sums.first = norm * norm, 1 / weight
 
-    def _seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
+    def seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
         """The gradient that the backward pass starts from: 1 / expected weight, times the scaler's scale."""
         key = loss.dtype, loss.device
         seed = self._seeds.get(key)

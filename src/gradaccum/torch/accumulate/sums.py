@@ -9,6 +9,8 @@ import torch
 
 Number: TypeAlias = int | float | torch.Tensor
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Sums:
