@@ -106,5 +106,5 @@ def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
             continue
         saved = memory.peak_bytes - memory_of(setup.changed(name, word), gpu).peak_bytes
         if saved > 0:
-            found.append(Change(words, saved))
+            found.append(Change(words, saved, ((name, word),)))
     return tuple(sorted(found, key=lambda change: -change.bytes))
