@@ -1,22 +1,22 @@
 // A trace on demand: the server follows the model's real step in a process of its own, and says how far it is.
 
-let running = null; // what stops it
+let running = null; // the button that started it, and what stops it
 
 export async function trace(button) {
-  if (running) {
-    running.abort();
-    return;
-  }
+  const before = running;
+  before?.stop.abort();
+  if (before?.button === button) return;
   const place = document.getElementById("traced");
   const label = button.textContent;
-  running = new AbortController();
+  const stop = new AbortController();
+  const own = (running = { button, stop });
   button.textContent = "Stop the trace";
   try {
     const body = new URLSearchParams(new FormData(document.getElementById("inputs")));
-    const response = await fetch("trace", { method: "POST", body, signal: running.signal });
+    const response = await fetch("trace", { method: "POST", body, signal: stop.signal });
     if (!response.ok) throw new Error(response.status === 422 ? "The inputs give nothing to trace." : await response.text());
     for await (const line of lines(response)) {
-      if (!place.isConnected) running.abort(); // an edit has put something else there
+      if (!place.isConnected) stop.abort(); // an edit has put something else there
       if (line.error) throw new Error(line.error);
       if (line.html) place.innerHTML = line.html;
       else say(place, `Tracing the real step: ${line.seconds} s of at most ${line.limit} s.`);
@@ -24,7 +24,7 @@ export async function trace(button) {
   } catch (error) {
     say(place, error.name === "AbortError" ? "Stopped." : error.message);
   } finally {
-    running = null;
+    if (running === own) running = null;
     button.textContent = label;
   }
 }

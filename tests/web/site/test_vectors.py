@@ -85,7 +85,7 @@ def report(micropython, sources, found):
         ("gradaccum/core/arithmetic.py", "2 * goal + block", "2 * goal + block - 1"),
         ("gradaccum/web/site/prelude.py", "size - place if reverse else place", "size - place"),
         ("gradaccum/web/site/json_text.py", "ratio_of(value), 1", "ratio_of(value), 2"),
-        ("gradaccum/memory/closed_form.py", "2 * count", "2 * count + 1"),
+        ("gradaccum/show/memory_pictures.py", "1000 * count", "1001 * count"),
     ],
 )
 def test_a_planted_difference_is_found(micropython, path, before, after):
