@@ -307,7 +307,8 @@ def changes_list(found: Found, link: Link | None) -> Markup:
 def _evidence(found: Found) -> Markup:
     evidence = found["evidence"]
     measured = f"{brief(evidence['cases'])} measured cases" if evidence["cases"] else "no measured case"
-    said = [f"Evidence: {evidence['regime']}: {measured}, \u00b1{evidence['margin']}%. Engine: {found['engine']}."]
+    words = evidence.get("words") or f"{evidence['regime']}: {measured}, \u00b1{evidence['margin']}%"
+    said = [f"Evidence: {words}. Engine: {found['engine']}."]
     for each in found.get("engines", []):
         traced = f", traced at micro-batch {', '.join([brief(n) for n in each['traces']])}" if each["traces"] else ""
         said.append(f"Peak by the {each['engine']}: {show_bytes(each['peak_bytes'])}, {each['at']}{traced}.")
