@@ -96,6 +96,7 @@ def fit(
     num_gpus, accum_steps, dtype, optimizer, checkpointing, attention, strategy; see docs/fit.md.
     Raises InputError for what is not known, or makes no sense.
     """
+    _install_fit_display()
     from gradaccum.catalog.gpus import Gpu, find_gpu
     from gradaccum.catalog.models import Model, find_model, read_config
     from gradaccum.memory.fit import fit as largest
@@ -129,6 +130,27 @@ def _install_display() -> None:
         DISPLAY["html"] = _html
 
 
+def _install_fit_display() -> None:
+    """The same for a fit."""
+    from gradaccum.memory.answer import DISPLAY
+
+    if not DISPLAY:
+        DISPLAY["text"] = _fit_text
+        DISPLAY["html"] = _fit_html
+
+
+def _fit_text(fit: Fit) -> str:
+    from gradaccum.show.fit import fit_text
+
+    return fit_text(fit.to_dict(), fit.gpu.name, fit.setup.words)
+
+
+def _fit_html(fit: Fit) -> str:
+    from gradaccum.show.fit_notebook import fit_html
+
+    return fit_html(fit.to_dict(), fit.gpu.name, fit.setup.words)
+
+
 def _text(plan: Plan) -> str:
     from gradaccum.show.text import plan_text
 
@@ -148,6 +170,8 @@ def __getattr__(name: str) -> object:
 
     if name == "Plan":
         _install_display()
+    if name == "Fit":
+        _install_fit_display()
     value = getattr(importlib.import_module(f"gradaccum.{_HOME[name]}"), name)
     globals()[name] = value
     return value

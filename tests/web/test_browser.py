@@ -333,6 +333,8 @@ def test_the_keyboard_alone_is_enough(visit):
     expect(page.get_by_label("ceil")).to_be_checked()
     expect_query(page, "rounding=ceil")
     page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "What fits on my GPU?"
+    page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     expect(page.locator("#presets")).to_have_attribute("open", "")
     page.keyboard.press("Enter")

@@ -167,7 +167,7 @@ def test_a_live_answer_holds_the_parts_of_the_page(query):
     parts = {**live["results"], **rest["results"]}
     for name, part in parts.items():
         assert part in page, name
-    assert {"part-" + name for name in parts} == {
+    assert {"part-" + name for name in (*parts, "fit")} == {
         each.get("id") for each in tree(query).iter() if each.get("id", "").startswith("part-")
     }
     assert f"<title>{rest['title']}</title>" in page

@@ -17,6 +17,7 @@ from gradaccum.units import number, rounded, rounded_ratio, show_count, show_per
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
+    from typing import Any
 
 SCHEMA_VERSION = 1
 
@@ -127,13 +128,7 @@ class Plan:
 
         include, exclude: MIME types, as IPython gives them. Nothing in include is no choice; exclude wins.
         """
-        bundle = {}
-        for kind, show in (("text/plain", self.__str__), ("text/html", self._repr_html_)):
-            if (not include or kind in include) and not (exclude and kind in exclude):
-                shown = show()
-                if shown is not None:
-                    bundle[kind] = shown
-        return bundle
+        return mime_bundle(self, include, exclude)
 
     def link(self, page: str) -> str:
         """The address of the live page with this plan in it: `https://host/folder/?micro_batch=3`.
@@ -149,6 +144,17 @@ class Plan:
     def to_dict(self) -> dict[str, object]:
         """The JSON contract: plain ints, strings, lists and None. `schema_version` is 1."""
         return _to_dict(self)
+
+
+def mime_bundle(thing: Any, include: Container[str] | None, exclude: Container[str] | None) -> dict[str, str]:
+    """What a notebook may choose from, of a thing that shows itself; see `Plan._repr_mimebundle_`."""
+    bundle = {}
+    for kind, show in (("text/plain", thing.__str__), ("text/html", thing._repr_html_)):
+        if (not include or kind in include) and not (exclude and kind in exclude):
+            shown = show()
+            if shown is not None:
+                bundle[kind] = shown
+    return bundle
 
 
 def make_plan(request: Request) -> Plan:

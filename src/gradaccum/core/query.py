@@ -92,7 +92,7 @@ def to_query(values: Mapping[str, object]) -> str:
             break
         kept[wrong[-1]] = wanted.get(wrong[-1], "")
     names = [spec.name for spec in FIELDS if spec.name in kept]
-    return "&".join(f"{name}={_encode(kept[name])}" for name in names)
+    return "&".join(f"{name}={encode(kept[name])}" for name in names)
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
@@ -139,7 +139,8 @@ def _fixed_default(name: str) -> str:
     return "" if default is None else str(default)
 
 
-def _encode(text: str) -> str:
+def encode(text: str) -> str:
+    """`text` as a value of a query."""
     return "".join(
         c if c in _PLAIN else "+" if c == " " else "".join(f"%{byte:02X}" for byte in c.encode()) for c in text
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradaccum.core.plan import mime_bundle
 from gradaccum.memory.ledger import Line, total
 from gradaccum.memory.outside import Evidence, Outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
     from gradaccum.catalog.gpus import Gpu
     from gradaccum.core.findings import Finding
     from gradaccum.core.plan import Plan
@@ -84,17 +87,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to change, and the bytes that the peak falls by at the same micro-batch."""
+    """One thing to change, and the bytes that the peak falls by at the same micro-batch.
+
+    values: the fields of a Setup that would be others; none where it is nothing that a Setup says.
+    """
 
     words: str
     bytes: int
+    values: tuple[tuple[str, object], ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """As `fit --json` has it."""
-        return {"change": self.words, "bytes": self.bytes}
+        return {"change": self.words, "bytes": self.bytes, "set": dict(self.values)}
 
 
-@dataclass(frozen=True)
+DISPLAY: dict[str, Callable[[Fit], str]] = {}
+"""How a fit shows itself: "text" and "html". The package's top fills it, since this room knows no renderer."""
+
+
+@dataclass(frozen=True, repr=False)
 class Fit:
     """The answer. setup, memory: at the plan's micro-batch, or at the largest; at 1 where nothing fits.
 
@@ -113,6 +124,22 @@ class Fit:
     curve: tuple[tuple[int, Memory], ...]
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
+
+    def __repr__(self) -> str:
+        return f"<Fit {self.setup.name} on {self.gpu.name}: micro-batch {self.max_micro_batch}>"
+
+    def __str__(self) -> str:
+        return DISPLAY["text"](self) if "text" in DISPLAY else repr(self)
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows."""
+        return DISPLAY["html"](self) if "html" in DISPLAY else None
+
+    def _repr_mimebundle_(
+        self, include: Container[str] | None = None, exclude: Container[str] | None = None
+    ) -> dict[str, str]:
+        """What a notebook may choose from, as a plan's: `text/plain` and `text/html`."""
+        return mime_bundle(self, include, exclude)
 
     def to_dict(self) -> dict[str, object]:
         """The JSON of `gradaccum fit`."""
@@ -140,4 +167,6 @@ def _point(micro_batch: int, memory: Memory) -> dict[str, int]:
         "peak_bytes": memory.peak_bytes,
         "reserved_bytes": memory.reserved_bytes,
         "process_bytes": memory.process_bytes,
+        "process_low_bytes": memory.process_low_bytes,
+        "process_high_bytes": memory.process_high_bytes,
     }

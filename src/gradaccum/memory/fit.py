@@ -28,7 +28,8 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
 
     Raises InputError for a model that the closed form does not know.
     """
-    largest = _largest(setup, gpu, lambda memory: memory.process_bytes)
+    at = _memories(setup, gpu)
+    largest = _largest(at, lambda memory: memory.process_bytes)
     plan = None
     if largest and target_batch:
         asked = Request(
@@ -41,16 +42,16 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
     chosen = setup.with_micro_batch(plan.micro_batch if plan else max(1, largest))
     memory = memory_of(chosen, gpu)
     changes = _changes(chosen, gpu, memory)
-    surely = _largest(setup, gpu, lambda memory: memory.process_high_bytes)
+    surely = _largest(at, lambda memory: memory.process_high_bytes)
     return Fit(
         setup=chosen,
         gpu=gpu,
         max_micro_batch=largest,
         surely=surely,
-        at_best=_largest(setup, gpu, lambda memory: memory.process_low_bytes),
+        at_best=_largest(at, lambda memory: memory.process_low_bytes),
         plan=plan,
         memory=memory,
-        curve=tuple((each, memory_of(setup.with_micro_batch(each), gpu)) for each in _along(largest)),
+        curve=tuple((each, at(each)) for each in _along(largest)),
         changes=changes,
         findings=remarks(chosen, gpu, memory, surely, changes),
     )
@@ -64,11 +65,23 @@ def memory_of(setup: Setup, gpu: Gpu) -> Memory:
     return Memory(peak_at, ledger, outside(setup, ledger), evidence(setup), capacity)
 
 
-def _largest(setup: Setup, gpu: Gpu, needed: Callable[[Memory], int]) -> int:
+def _memories(setup: Setup, gpu: Gpu) -> Callable[[int], Memory]:
+    """memory_of by micro-batch, each calculated once: the searches and the curve meet at the same ones."""
+    known: dict[int, Memory] = {}
+
+    def at(micro_batch: int) -> Memory:
+        if micro_batch not in known:
+            known[micro_batch] = memory_of(setup.with_micro_batch(micro_batch), gpu)
+        return known[micro_batch]
+
+    return at
+
+
+def _largest(at: Callable[[int], Memory], needed: Callable[[Memory], int]) -> int:
     """The largest micro-batch whose `needed` bytes are there; 0 where even 1 is too many."""
 
     def holds(micro_batch: int) -> bool:
-        memory = memory_of(setup.with_micro_batch(micro_batch), gpu)
+        memory = at(micro_batch)
         return needed(memory) <= memory.capacity_bytes
 
     below, above = 0, 1
@@ -106,5 +119,5 @@ def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
             continue
         saved = memory.peak_bytes - memory_of(setup.changed(name, word), gpu).peak_bytes
         if saved > 0:
-            found.append(Change(words, saved))
+            found.append(Change(words, saved, ((name, word),)))
     return tuple(sorted(found, key=lambda change: -change.bytes))

@@ -63,6 +63,17 @@ class Setup:
             raise InputError(*problems)
 
     @property
+    def name(self) -> str:
+        """The model's."""
+        return self.model.id
+
+    @property
+    def words(self) -> str:
+        """How it is trained, for people."""
+        how = f"{self.dtype}, {self.optimizer}, {self.attention} attention, checkpointing {self.checkpointing}"
+        return f"sequences of {show_count(self.sequence_length)} tokens, {how}"
+
+    @property
     def tokens(self) -> int:
         """Tokens of one micro-batch."""
         return self.micro_batch * self.sequence_length

@@ -151,7 +151,7 @@ def _header(query: str, embed: bool, alone: bool) -> Markup:
 
 
 def _main(form: Markup, origin: Markup, parts: Mapping[str, Markup]) -> Markup:
-    shown: list[Child] = [el("div", {"id": "part-" + name}, parts.get(name)) for name in FIRST + REST]
+    shown: list[Child] = [el("div", {"id": "part-" + name}, parts.get(name)) for name in (*FIRST, "fit", *REST)]
     return el(
         "main",
         None,

@@ -6,7 +6,9 @@ from gradaccum import __version__
 from gradaccum.core.fields import CHOICE, COUNT, FIELDS
 from gradaccum.core.query import DEFAULTS, MAX_QUERY
 from gradaccum.core.sweep import MAX_ROWS
+from gradaccum.memory.setup import MEANINGS
 from gradaccum.units import MAX_DIGITS, MAX_TEXT
+from gradaccum.web.fit_options import NAMES, OPTIONS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ def openapi() -> Schema:
                 [_list_parameter(spec) for spec in FIELDS],
                 "Table",
             ),
+            "/api/fit": _get(
+                "fit",
+                "The largest micro-batch that a GPU holds, by the closed form: the JSON of `gradaccum fit`",
+                [*[_fit_parameter(name) for name in NAMES], *[_parameter(spec) for spec in FIELDS]],
+                "Fit",
+            ),
+            "/trace": {"post": _trace()},
             "/healthz": {
                 "get": {
                     "operationId": "health",
@@ -64,7 +73,7 @@ def openapi() -> Schema:
                 }
             },
         },
-        "components": {"schemas": {"Plan": _plan(), "Table": _table(), "Errors": _errors()}},
+        "components": {"schemas": {"Plan": _plan(), "Table": _table(), "Fit": _fit(), "Errors": _errors()}},
     }
 
 
@@ -105,6 +114,45 @@ def _parameter(spec: Field) -> Schema:
     }
 
 
+def _fit_parameter(name: str) -> Schema:
+    meaning = {
+        "model": "A model of the catalog, such as llama-3.1-8b",
+        "gpu": "A GPU of the catalog, such as rtx-3060-12gb, or its memory, such as 24GiB",
+    }.get(name) or MEANINGS.get(name, name.replace("_", " ").capitalize())
+    words = next((words for option, _, words in OPTIONS if option == name), ())
+    schema: Schema = {"type": "string", "enum": ["", *words]} if words else {"type": "string", "maxLength": MAX_QUERY}
+    return {
+        "name": name,
+        "in": "query",
+        "required": name in ("model", "gpu"),
+        "description": meaning + ".",
+        "schema": schema,
+    }
+
+
+def _trace() -> Schema:
+    text: Schema = {"text/plain": {"schema": TEXT}}
+    return {
+        "operationId": "trace",
+        "summary": "What fits, by a trace of the model's real step, which takes seconds to minutes",
+        "description": (
+            "For the server's own page: a browser's `Sec-Fetch-Site` or `Origin` must say so. The body is the query of "
+            "`/api/fit`. One trace runs at a time, with a limit on time and memory, and ends with the connection."
+        ),
+        "requestBody": {"content": {"application/x-www-form-urlencoded": {"schema": TEXT}}},
+        "responses": {
+            "200": {
+                "description": "JSON, a line a second: `seconds` and `limit` while it runs, at last `html` or `error`",
+                "content": {"application/x-ndjson": {"schema": TEXT}},
+            },
+            "403": {"description": "Asked by something else than the page", "content": text},
+            "409": {"description": "A trace is running already", "content": text},
+            "413": {"description": "The query is too long", "content": text},
+            "422": {"description": "Wrong input: one entry for each wrong field", "content": _json("Errors")},
+        },
+    }
+
+
 def _list_parameter(spec: Field) -> Schema:
     described = _parameter(spec)
     return {**described, "schema": {"type": "string", "maxLength": MAX_QUERY}}
@@ -135,6 +183,45 @@ def _choice() -> Schema:
 
 def _table() -> Schema:
     return _object({"schema_version": {"const": 1}, "total": {"type": "integer"}, "rows": _list(_choice())})
+
+
+def _fit() -> Schema:
+    """As `Fit.to_dict()` has it."""
+    point: Schema = dict.fromkeys(
+        ("micro_batch", "peak_bytes", "reserved_bytes", "process_bytes", "process_low_bytes", "process_high_bytes"),
+        INTEGER,
+    )
+    memory: Schema = dict.fromkeys(
+        (
+            "peak_bytes low_bytes high_bytes reserved_bytes process_bytes process_low_bytes process_high_bytes "
+            "capacity_bytes"
+        ).split(),
+        INTEGER,
+    )
+    line: Schema = {"name": TEXT, "bytes": INTEGER, "source": TEXT}
+    memory.update({"peak_at": TEXT, "verdict": {"enum": ["fits", "marginal", "does not fit"]}})
+    memory.update({"ledger": _list(_object({**line, "formula": TEXT})), "outside": _list(_object(line))})
+    counts = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
+    return _object(
+        {
+            "schema_version": {"const": 1},
+            "model": TEXT,
+            "gpu": TEXT,
+            **dict.fromkeys(counts, INTEGER),
+            "micro_batch": COUNT_OR_NULL,
+            "plan": {"anyOf": [{"$ref": "#/components/schemas/Plan"}, {"type": "null"}]},
+            "memory": _object(memory),
+            "curve": _list(_object(point)),
+            "changes": _list(_object({"change": TEXT, "bytes": INTEGER, "set": {"type": "object"}})),
+            "engine": TEXT,
+            "evidence": _object({"regime": TEXT, "cases": INTEGER, "worst_percent": NUMBER_OR_NULL, "margin": INTEGER}),
+            "findings": _findings(),
+        }
+    )
+
+
+def _findings() -> Schema:
+    return _list(_object({"code": TEXT, "severity": TEXT, "message": TEXT, "action": TEXT, "source": TEXT}))
 
 
 def _errors() -> Schema:
@@ -177,9 +264,7 @@ def _plan() -> Schema:
                     }
                 )
             ),
-            "findings": _list(
-                _object({"code": TEXT, "severity": TEXT, "message": TEXT, "action": TEXT, "source": TEXT})
-            ),
+            "findings": _findings(),
             "neighbours": _list(
                 _object(
                     {

@@ -34,10 +34,11 @@ async function update(query, { fill = false, remember = "replaceState" } = {}) {
 }
 
 // An answer may come in pieces, what is looked at first before the rest.
-function show({ ok, errors, echoes, values, results, title, query, summary }, fill, remember) {
+function show({ ok, errors, echoes, fit, values, results, title, query, summary }, fill, remember) {
   if (fill && values) fillFields(values);
   if (errors) showRemarks({ ok, errors, echoes });
   if (results) showResults(results);
+  if (fit) showFit(fit);
   if (title) {
     document.title = title;
     address(query, remember);
@@ -117,6 +118,24 @@ function showResults(parts) {
   }
 }
 
+// The panel of what fits: whole, or what was found and what is wrong beside its inputs, which an edit leaves alone.
+function showFit({ panel, found, errors }) {
+  const place = document.getElementById(found === undefined ? "part-fit" : "part-fit-found");
+  const inside = place.contains(document.activeElement);
+  place.innerHTML = found ?? panel;
+  if (inside) document.getElementById(panel === "" ? "the-plan" : "fit-heading").focus({ preventScroll: true });
+  if (!errors) return;
+  for (const control of document.querySelectorAll("#fit [name]")) {
+    document.getElementById(control.name + "-error").innerHTML = errors[control.name] ?? "";
+    if (!(control.name in errors)) {
+      control.removeAttribute("aria-invalid");
+      continue;
+    }
+    control.setAttribute("aria-invalid", "true");
+    control.closest("details")?.setAttribute("open", "");
+  }
+}
+
 function painted() {
   return new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 }
@@ -148,20 +167,28 @@ function announce(text) {
 
 const typed = () => update(new URLSearchParams(new FormData(form)).toString());
 form.addEventListener("input", typed);
+results.addEventListener("input", typed); // the panel of what fits has inputs of the form, too
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   typed();
 });
 
 document.addEventListener("click", (event) => {
-  const link = event.target.closest("a[data-apply]");
+  const link = event.target.closest("a[data-apply], a[data-add]");
   if (link && !(event.ctrlKey || event.metaKey || event.shiftKey)) {
     event.preventDefault();
-    update(link.search.slice(1), { fill: true, remember: "pushState" });
+    if (link.dataset.add) openPanel(link.dataset.add);
+    else update(link.search.slice(1), { fill: true, remember: "pushState" });
   }
   const button = event.target.closest("button.copy");
   if (button) copy(button);
 });
+
+async function openPanel(query) {
+  const asked = new URLSearchParams(new FormData(form)) + "&" + query;
+  if (!document.getElementById("fit")) await update(asked, { fill: true, remember: "pushState" });
+  document.getElementById("fit-heading")?.focus();
+}
 
 async function copy(button) {
   const text = button.parentElement.querySelector("code").textContent;

@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from gradaccum.catalog.runs import find_run, published_runs
 from gradaccum.core.fields import COUNT, FIELDS, RATIO
 from gradaccum.core.plan import make_headline, make_plan
-from gradaccum.core.query import VIEW, parse_query, to_query, with_defaults
+from gradaccum.core.query import VIEW, encode, parse_query, to_query, with_defaults
 from gradaccum.core.request import over_preset, read_inputs, unit_named
 from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
-from gradaccum.show.html import EMPTY, fragment
+from gradaccum.show.html import EMPTY, el, fragment
 from gradaccum.show.numbers import brief
 from gradaccum.show.page import document, first_results, no_results, rest_results, title_of
 from gradaccum.show.sections import summary
 from gradaccum.show.snippets import STRATEGIES, WEIGHTINGS
 from gradaccum.units import quote, read_count, read_ratio, show_count
+from gradaccum.web.fit_options import NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gradaccum.catalog.runs import PublishedRun
     from gradaccum.core.fields import Field
@@ -39,16 +40,25 @@ KEPT = {
 """The values of VIEW that a permalink carries on; others change nothing."""
 
 
+FIRST_FIT = "model=llama-3.2-1b&gpu=a100-sxm-80gb"
+"""What the panel of what fits shows at first."""
+
+
+PANEL: dict[str, Callable[[str], Markup]] = {}
+"""What draws the panel of what fits: `fit.py` fills it. The static page loads that once somebody asks for it."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a query asks and what came of it: a plan, or the problems that prevent one.
 
-    values: every input's text, presets and the page's defaults merged in. view: the parameters of VIEW.
-    headline: the plan's numbers, all that an edit waits for.
+    values: every input's text, presets and the page's defaults merged in. view: the parameters of VIEW. fit: those of
+    NAMES, where the query asks what fits. headline: the plan's numbers, all that an edit waits for.
     """
 
     values: dict[str, str]
     view: dict[str, str]
+    fit: dict[str, str]
     run: PublishedRun | None
     headline: Plan | None
     problems: tuple[Problem, ...]
@@ -59,27 +69,37 @@ class Answer:
         return self.headline and make_plan(self.headline.request)
 
     def link(self, changes: Mapping[str, str]) -> str:
-        """The page's address with some inputs or parameters of VIEW changed; "" clears one."""
+        """The page's address with some inputs or parameters of VIEW and NAMES changed; "" clears one."""
         return "?" + self.query(changes)
 
     def query(self, changes: Mapping[str, str] | None = None) -> str:
         """The shortest query string that asks the same."""
         changes = changes or {}
-        values, view = dict(self.values), dict(self.view)
+        values, view, fit = dict(self.values), dict(self.view), dict(self.fit)
         for name in changes:
-            (view if name in VIEW else values)[name] = changes[name]
-        kept = [f"{name}={view[name]}" for name in VIEW[1:] if view.get(name) in KEPT[name]]
+            (view if name in VIEW else fit if name in NAMES else values)[name] = changes[name]
+        kept = [f"{name}={encode(fit[name])}" for name in NAMES if fit.get(name)] if fit else []
+        kept += [f"{name}={view[name]}" for name in VIEW[1:] if view.get(name) in KEPT[name]]
         if self.run and values == inputs_of(self.run, {}):
             return "&".join(["preset=" + self.run.id, *kept])
         query = to_query(values)
         return "&".join(([query] if query else []) + kept)
 
 
-def read(query: str) -> tuple[dict[str, str], dict[str, str], PublishedRun | None, list[Problem]]:
-    """Every input's text, the parameters of VIEW, the published run to start from, and what is wrong with the query."""
-    given, problems = parse_query(query, VIEW)
-    view = {name: given[name].strip() for name in VIEW if name in given}
-    own = {name: text for name, text in given.items() if name not in VIEW}
+def asks_what_fits(query: str) -> bool:
+    """Whether the query names a model or a GPU. Its `dtype` is then the model's, and else that of the gradients."""
+    return ("model=" in query or "gpu=" in query) and any(
+        pair.startswith(("model=", "gpu=")) for pair in query.split("&")
+    )
+
+
+def read(query: str) -> tuple[dict[str, str], dict[str, str], dict[str, str], PublishedRun | None, list[Problem]]:
+    """Every input's text, the parameters of VIEW and of NAMES, the published run to start from, and what is wrong."""
+    names = NAMES if asks_what_fits(query) else ()
+    extra = VIEW + names
+    given, problems = parse_query(query, extra)
+    view, fit = ({name: given[name].strip() for name in some if name in given} for some in (VIEW, names))
+    own = {name: text for name, text in given.items() if name not in extra}
     run = None
     if view.get("preset"):
         try:
@@ -89,7 +109,7 @@ def read(query: str) -> tuple[dict[str, str], dict[str, str], PublishedRun | Non
     if view.get("embed", "") not in ("", "0", "1"):
         problems.append(Problem("embed", f"is 1 or 0, not {quote(view['embed'])}", ["1"]))
     values = inputs_of(run, own) if run else with_defaults(_in_tokens(own))
-    return values, view, run, problems
+    return values, view, fit, run, problems
 
 
 _last: dict[str, Answer] = {}
@@ -107,13 +127,13 @@ def answer(query: str) -> Answer:
 
 
 def _answer(query: str) -> Answer:
-    values, view, run, problems = read(query)
+    values, view, fit, run, problems = read(query)
     headline = None
     try:
         headline = make_headline(read_inputs(values))
     except InputError as error:
         problems.extend(error.problems)
-    return Answer(values, view, run, None if problems else headline, _merged(problems))
+    return Answer(values, view, fit, run, None if problems else headline, _merged(problems))
 
 
 def inputs_of(run: PublishedRun, own: Mapping[str, str]) -> dict[str, str]:
@@ -134,6 +154,7 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
     """
     asked = answer(query)
     parts, errors = _parts(asked), _errors(asked)
+    parts["fit"] = _panel(asked, query)
     return document(
         title_of(asked.headline) if asked.headline else "No plan yet \u00b7 gradaccum",
         summary(asked.headline) if asked.headline else "The inputs give no plan.",
@@ -142,7 +163,7 @@ def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
             errors,
             _echoes(asked),
             _hidden(asked),
-            _presets(asked.view.get("embed") == "1"),
+            fragment(_what_fits(asked), _presets(asked.view.get("embed") == "1")),
             bool(policy),
         ),
         _origin(asked),
@@ -294,6 +315,17 @@ def _understood(spec: Field, text: str) -> str:
         return str(read_ratio(text))
     count = read_count(text)
     return show_count(count) if count < 10**15 else f"{brief(count)}, {len(str(count))} digits"
+
+
+def _what_fits(asked: Answer) -> Markup:
+    """The way to the panel. The script adds `data-add` to what the form says by then."""
+    address = "#fit" if asked.fit else "?" + "&".join([each for each in (asked.query(), FIRST_FIT) if each])
+    return el("a", {"class": "way-to-fit", "data-add": FIRST_FIT, "href": address}, "What fits on my GPU?")
+
+
+def _panel(asked: Answer, query: str) -> Markup:
+    """The panel of what fits, where the query asks for it."""
+    return PANEL["html"](query) if asked.fit and "html" in PANEL else EMPTY
 
 
 @functools.cache

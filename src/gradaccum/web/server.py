@@ -1,11 +1,12 @@
 """The Starlette app: the page, what an edit changes, and the JSON API, all over `page.py`.
 
-    GET /             the page                        GET /api/plan     one plan as JSON
-    GET /live[/rest]  what an edit changes            GET /api/table    a bounded sweep as JSON
-    GET /static/...   stylesheet, script, icon        GET /openapi.json, /healthz
+    GET /                 the page                    GET /api/plan     one plan as JSON
+    GET /live[/rest|/fit] what an edit changes        GET /api/table    a bounded sweep as JSON
+    GET /static/...       stylesheet, script, icon    GET /api/fit      what fits, as JSON
+    POST /trace           a traced fit, see trace.py  GET /openapi.json, /healthz
 
-GET and HEAD alone; no state, no cookie, no log. Every answer carries a strict Content-Security-Policy, and a request
-to a host name that is not ours is refused (DNS rebinding).
+Else GET and HEAD alone; no state, no cookie, no log. Every answer carries a strict Content-Security-Policy, and a
+request to a host name that is not ours is refused (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from starlette.routing import Route
 from gradaccum.core.plan import SCHEMA_VERSION
 from gradaccum.core.sweep import sweep
 from gradaccum.errors import InputError
+from gradaccum.web.fit import fit_or_errors, render_fit
 from gradaccum.web.openapi import openapi
 from gradaccum.web.page import plan_or_errors, read, render_live, render_page, render_rest
+from gradaccum.web.trace import Traces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ ASSETS = {
     "page.css": ("show", "text/css"),
     "page.js": ("web", "text/javascript"),
     "ask.js": ("web", "text/javascript"),
+    "trace.js": ("web", "text/javascript"),
     "icon.svg": ("web", "image/svg+xml"),
 }
 """The page's files, the room that each lies in, and its media type."""
@@ -63,8 +67,12 @@ def create_app(hosts: Collection[str] = LOOPBACK) -> Starlette:
             Route("/", _page),
             Route("/live", _live),
             Route("/live/rest", _rest),
+            Route("/live/fit", _fit),
+            Route("/live/fit/panel", _fit_panel),
             Route("/api/plan", _plan),
             Route("/api/table", _table),
+            Route("/api/fit", _api_fit),
+            Route("/trace", Traces().trace, methods=["POST"]),
             Route("/openapi.json", _openapi),
             Route("/healthz", _health),
             *[Route(f"/static/{name}", _asset(room, name, kind)) for name, (room, kind) in ASSETS.items()],
@@ -86,6 +94,19 @@ async def _rest(request: Request) -> Response:
     return JSONResponse(render_rest(request.url.query))
 
 
+async def _fit(request: Request) -> Response:
+    return JSONResponse(render_fit(request.url.query))
+
+
+async def _fit_panel(request: Request) -> Response:
+    return JSONResponse(render_fit(request.url.query, whole=True))
+
+
+async def _api_fit(request: Request) -> Response:
+    ok, found = fit_or_errors(request.url.query)
+    return JSONResponse(found, 200 if ok else 422)
+
+
 async def _plan(request: Request) -> Response:
     ok, found = plan_or_errors(request.url.query)
     return JSONResponse(found, 200 if ok else 422)
@@ -93,7 +114,7 @@ async def _plan(request: Request) -> Response:
 
 def _table(request: Request) -> Response:
     """A plain function, so that Starlette runs it beside the event loop: a full sweep takes a while."""
-    values, _, _, problems = read(request.url.query)
+    values, _, _, _, problems = read(request.url.query)
     if problems:
         return _wrong(InputError(*problems))
     try:

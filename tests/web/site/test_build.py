@@ -15,6 +15,7 @@ import urllib.request
 import pytest
 
 from gradaccum.cli import main
+from gradaccum.web import fit_options
 from gradaccum.web.page import render_page
 from gradaccum.web.site import build as build_module
 from gradaccum.web.site import engine
@@ -102,7 +103,7 @@ def test_the_command(stand_in, tmp_path, capsys):
     assert main(["site", "build", str(folder), "--engine", str(stand_in)]) == 0
     out = capsys.readouterr().out
     loaded = sum(len(gzip.compress((folder / name).read_bytes())) for name in build_module.FIRST_VISIT)
-    assert f"10 files; a first visit loads {round(loaded / 1000)} kB compressed" in out
+    assert f"11 files; a first visit loads {round(loaded / 1000)} kB compressed" in out
     assert main(["site"]) == 2
     assert main(["site", "build", "/dev/null/x", "--engine", str(stand_in)]) == 2
     assert "cannot write to /dev/null/x" in capsys.readouterr().err
@@ -126,6 +127,21 @@ def test_every_fault_of_every_file_is_said_at_once(monkeypatch):
     assert any(re.match(r"web/page\.py:[0-9]+: imports gradaccum\.core\.plan, which the page", line) for line in lines)
 
 
+def test_the_panel_brings_what_it_imports_and_the_first_files_nothing_of_it():
+    first, panel = build_module.portable_files(), build_module.panel_files()
+    assert not set(first) & set(panel)
+    assert {"memory/fit.py", "catalog/models.json", "show/fit_panel.py", "memory/__init__.py"} <= set(panel)
+    assert "memory/allocator.py" not in panel
+    sources = build_module.lowered_sources()
+    written = ["__init__.py", "web/fit_options.py"]
+    assert set(sources) == {f"gradaccum/{path}" for path in [*written, *first, *panel]}
+    tables: dict[str, object] = {}
+    exec(sources["gradaccum/web/fit_options.py"], tables)
+    assert {name: tables[name] for name in build_module.TABLES} == {
+        name: getattr(fit_options, name) for name in build_module.TABLES
+    }
+
+
 def test_what_the_page_leaves_out_may_be_imported_in_a_function_alone():
     assert build_module.absent("def f():\n    from gradaccum.core.link import link\n", []) == []
     paths = build_module.portable_files()
@@ -134,7 +150,8 @@ def test_what_the_page_leaves_out_may_be_imported_in_a_function_alone():
 
 
 @pytest.mark.slow  # compresses half a megabyte
-def test_a_first_visit_is_small(site):
+def test_a_first_visit_is_small_and_the_panel_a_quarter_of_that(site):
+    assert len(gzip.compress((site / "fit.js").read_bytes())) <= 75_000
     assert sum(len(gzip.compress((site / name).read_bytes())) for name in build_module.FIRST_VISIT) <= 300_000
 
 

@@ -233,7 +233,7 @@ def no_rule_for_webassembly(page):
         (answered("**/micropython.wasm", status=404), ABSENT + "micropython.wasm: status 404)"),
         (answered("**/micropython.wasm", body="no engine"), BLOCKED),
         (
-            answered("**/app.js", body="globalThis.gradaccum = {sources: {'gradaccum/__init__.py': ''}}"),
+            answered("**/app.js", body="globalThis.gradaccum = {app: {sources: {'gradaccum/__init__.py': ''}}}"),
             "this build of the page is broken (ImportError: no module named 'gradaccum.web')",
         ),
     ],
@@ -330,3 +330,64 @@ def test_every_query_above_is_what_it_is_meant_to_be():
         True,
         True,
     ]
+
+
+# What fits
+
+FIT = "model=gpt2&gpu=a100-sxm-80gb&target_batch=64"
+
+
+def fits(page):
+    return page.locator("#fit .figure", has_text="Largest micro-batch").locator(".number")
+
+
+def test_what_fits_comes_when_it_is_asked_for_and_is_kept_then(look, visit, host):
+    page = look()
+    edited(page, "64")
+    page.evaluate("() => navigator.serviceWorker.ready")
+    page.wait_for_function("() => navigator.serviceWorker.controller")
+    loaded = "() => performance.getEntriesByType('resource').some((each) => each.name.endsWith('/fit.js'))"
+    assert not page.evaluate(loaded)
+    page.get_by_role("link", name="What fits on my GPU?").click()
+    expect(page.locator("#fit-heading")).to_be_focused()
+    assert page.evaluate(loaded)
+    page.get_by_label("Model", exact=True).fill("gpt2")
+    expect(page).to_have_url(re.compile("model=gpt2&"))
+    served = visit(FIT)
+    expect(fits(page)).to_have_text(fits(served).inner_text())
+    page.locator(".served-only").first.wait_for(state="hidden")
+    page.context.set_offline(True)
+    page.goto(host + "some/folder/?" + FIT)
+    expect(fits(page)).to_have_text(fits(served).inner_text())
+    page.get_by_role("link", name="Close").click()
+    expect(page.locator("#fit")).to_have_count(0)
+
+
+@pytest.mark.parametrize("query", [FIT, "model=llama-9b&gpu=t4"])
+def test_a_permalink_to_what_fits_shows_what_the_server_shows(look, visit, query):
+    page, served = look(query), visit(query)
+    expect(page.locator(".waiting")).to_have_count(0)
+    expect(page.locator("#fit")).to_have_count(1)
+    assert body(page) == body(served)
+
+
+def test_what_fits_works_from_a_file(chromium, site):
+    with visiting(chromium, (site / "index.html").as_uri()) as open_file:
+        expect(fits(open_file(FIT))).not_to_be_empty()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [refuse("**/fit.js"), answered("**/fit.js", body="globalThis.gradaccum.fit = {version: 'other', sources: {}}")],
+    ids=["blocked", "of another version"],
+)
+def test_without_its_files_the_panel_says_so_and_the_rest_works(look, before):
+    page = look(before=before, service_workers="block")
+    edited(page)
+    page.get_by_role("link", name="What fits on my GPU?").click()
+    expect(page.locator("#part-fit")).to_contain_text("What fits did not load")
+    page.goto(page.url.partition("?")[0] + "?" + FIT)
+    expect(page.locator("#part-fit")).to_contain_text("What fits did not load")
+    expect(figure(page, "Effective batch")).to_have_text("64")
+    assert look.complaints
+    look.complaints.clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradaccum.web.site import build
-from tests.web.site.vectors import PLAIN, answers, digests, queries
+from tests.web.site.vectors import FITS, PLAIN, answers, digests, fit_queries, queries
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,14 @@ def test_20_000_answers_are_the_same(micropython):
     assert not found, report(micropython, sources, found)
 
 
+def test_what_fits_is_the_same(micropython):
+    asked = fit_queries(120)
+    found = sum('"schema_version"' in answers(query)[0] for query in asked[len(FITS) :])
+    assert 40 < found < 109  # both what is answered and what is not
+    differ = differing(micropython, build.lowered_sources(), asked)
+    assert not differ, report(micropython, build.lowered_sources(), differ)
+
+
 def report(micropython, sources, found):
     """The first few differences, each with what stands around it."""
     lines = [f"{len(found)} differ"]
@@ -77,13 +85,15 @@ def report(micropython, sources, found):
         ("gradaccum/core/arithmetic.py", "2 * goal + block", "2 * goal + block - 1"),
         ("gradaccum/web/site/prelude.py", "size - place if reverse else place", "size - place"),
         ("gradaccum/web/site/json_text.py", "ratio_of(value), 1", "ratio_of(value), 2"),
+        ("gradaccum/show/memory_pictures.py", "1000 * count", "1001 * count"),
     ],
 )
 def test_a_planted_difference_is_found(micropython, path, before, after):
     sources = build.lowered_sources()
     assert before in sources[path]
     sources[path] = sources[path].replace(before, after)
-    asked = [*PLAIN, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(60, seed=1)]
+    fits = FITS if "memory" in path else ()
+    asked = [*PLAIN, *fits, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(60, seed=1)]
     found = differing(micropython, sources, asked)
     assert found
     assert "differ" in report(micropython, sources, found)

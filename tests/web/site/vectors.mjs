@@ -1,5 +1,5 @@
 // Answers queries under MicroPython: node vectors.mjs HOST WASM SOURCES [--whole], a JSON list on standard input.
-// One line for each query: the digests of the plan as JSON and of the whole page; with --whole both texts, as JSON.
+// One line for each query: the digests of the plan, or of what fits, as JSON and of the whole page; with --whole both texts, as JSON.
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -9,12 +9,14 @@ const startPython = new Function(readFileSync(host, "utf8") + "; return startPyt
 const engine = await WebAssembly.compile(readFileSync(wasm));
 const python = await startPython(engine, JSON.parse(readFileSync(sources, "utf8")), 16 * 1024 * 1024);
 const [plan, page] = ["plan", "page"].map((name) => python("gradaccum.web.site.boot", name));
+const fit = python("gradaccum.web.site.boot_fit", "fit");
+const asksWhatFits = (query) => query.split("&").some((pair) => /^(model|gpu)=/.test(pair));
 
 const digest = (text) => createHash("sha256").update(text).digest("hex").slice(0, 16);
 for (const query of JSON.parse(readFileSync(0, "utf8"))) {
   let texts;
   try {
-    texts = [plan(query), page(query)];
+    texts = [(asksWhatFits(query) ? fit : plan)(query), page(query)];
   } catch (error) {
     texts = [String(error), ""];
   }

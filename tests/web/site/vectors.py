@@ -12,9 +12,13 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from gradaccum.catalog.gpus import gpus
+from gradaccum.catalog.models import models
 from gradaccum.catalog.runs import published_runs
 from gradaccum.core.fields import CHOICE, COUNT, FIELDS, NAME_OF, RATIO, REAL
-from gradaccum.web.page import plan_or_errors, render_page
+from gradaccum.memory.setup import CHOICES
+from gradaccum.web.fit import fit_or_errors
+from gradaccum.web.page import asks_what_fits, plan_or_errors, render_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,11 +116,45 @@ def _broken(chance: random.Random) -> str:
     return query * chance.choice((1, 1, 1, 2, 60))
 
 
+FITS = (
+    "model=llama-3.2-1b&gpu=rtx-4090",
+    "gpu=t4",
+    "model=&gpu=",
+    "model=gpt2&gpu=24GiB&num_gpus=1&target_batch=",
+    "model=llama-9b&gpu=rtx-5&attention=magic",
+    "model=llama-3.1-8b&gpu=h100&strategy=single",
+    "model=gpt2&gpu=t4&sequence_length=1" + "0" * 90 + "&num_gpus=1" + "0" * 60,
+    "model=bert-base&gpu=mi300x&micro_batch=x",
+    "preset=bloom-176b&model=bloom-176b&gpu=a100-sxm-80gb&strategy=fsdp2",
+    "model=gpt2&gpu=t4&target_tokens=4M&sequence_length=1k&dtype=fp32&gradient_dtype=bf16&embed=1",
+    "model=<script>&gpu=%ff&model=gpt2",
+)
+
+
+def fit_queries(count: int, seed: int = 0) -> list[str]:
+    """FITS and random ones that ask what fits, `count` in all: most of these are answered."""
+    chance = random.Random(seed)
+    found = dict.fromkeys(FITS)
+    names = [each.id for each in models()], [each.id for each in gpus()] + ["24GiB", "80GB", "1TiB"]
+    while len(found) < count:
+        pairs = [f"{name}={chance.choice(known)}" for name, known in zip(("model", "gpu"), names)]
+        for name in chance.sample(sorted(CHOICES), chance.randint(0, 3)):
+            pairs.append(f"{name}={chance.choice(CHOICES[name])}")
+        if not chance.randrange(6):
+            pairs[chance.randrange(len(pairs))] += quote(chance.choice(HOSTILE))
+        if chance.randrange(2):
+            pairs += [f"num_gpus={chance.choice('1 2 8 64 1000'.split())}", f"sequence_length={chance.choice(COUNTS)}"]
+        else:
+            pairs.append(_sensible(chance))
+        found["&".join(pairs)] = None
+    return list(found)[:count]
+
+
 def answers(query: str) -> tuple[str, str]:
-    """The plan as JSON, and the whole page as HTML."""
+    """The plan as JSON, or what fits where that is asked, and the whole page as HTML."""
+    found = fit_or_errors(query) if asks_what_fits(query) else plan_or_errors(query)
     # As the server's JSONResponse writes it.
-    plan = json.dumps(plan_or_errors(query)[1], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return plan, render_page(query)
+    return json.dumps(found[1], ensure_ascii=False, allow_nan=False, separators=(",", ":")), render_page(query)
 
 
 def digests(asked: list[str]) -> Iterator[str]:

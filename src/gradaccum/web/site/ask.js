@@ -4,6 +4,7 @@
 
 const HEAP = 3 * 1024 * 1024; // bytes at first; what is small stays in the processor's cache, and it grows by itself
 const PATIENCE = 500; // milliseconds after the page's load that its first paint is waited for
+const TYPING = 100; // milliseconds without a further edit after which it is worked out what fits
 const WAIT = 1500; // milliseconds after which a person is told what the page waits for
 const FROM_FILE = location.protocol === "file:";
 const files = new URL(".", document.currentScript.src);
@@ -41,8 +42,8 @@ async function load() {
   const late = setTimeout(() => tellThem("Starting the calculator\u2026"), WAIT);
   try {
     const [wasm] = await Promise.all([engineCode(), script("app.js")]);
-    const python = await startPython(wasm, globalThis.gradaccum.sources, HEAP);
-    const calls = {};
+    const python = await startPython(wasm, globalThis.gradaccum.app.sources, HEAP);
+    const calls = { python };
     for (const name of ["first", "filled", "rest", "page", "plan"]) calls[name] = python("gradaccum.web.site.boot", name);
     return calls;
   } finally {
@@ -89,6 +90,33 @@ async function* ask(query, signal, painted, fill) {
   yield answer;
   await painted();
   if (answer.ok && !signal.aborted) yield JSON.parse(rest(query));
+  const open = document.getElementById("fit") !== null;
+  if (!(open || asksWhatFits(query))) return;
+  const [fit] = await Promise.all([startFit(), new Promise((done) => setTimeout(done, fill ? 0 : TYPING))]);
+  if (!signal.aborted) yield fit ? JSON.parse((fill || !open ? fit.panel : fit.found)(query)) : NO_FIT;
+}
+
+// The panel of what fits has files of its own, which come when it is opened.
+
+const asksWhatFits = (query) => /(^|&)(model|gpu)=/.test(query);
+const NO_FIT = { fit: { panel: '<p class="part remark" role="status">What fits did not load: is there a network? Loading the page again may help.</p>' } };
+let fitStarted = null;
+
+// Its calls; null where they did not load, and then the next edit tries again.
+function startFit() {
+  fitStarted ??= loadFit().catch((error) => {
+    console.error("gradaccum: what fits did not load:", error);
+    return (fitStarted = null);
+  });
+  return fitStarted;
+}
+
+async function loadFit() {
+  const [calls] = await Promise.all([python, script("fit.js")]);
+  const { app, fit } = globalThis.gradaccum;
+  if (fit.version !== app.version) throw new Error("fit.js is of another version of this page");
+  calls.python.add(fit.sources);
+  return { found: calls.python("gradaccum.web.site.boot_fit", "found"), panel: calls.python("gradaccum.web.site.boot_fit", "panel") };
 }
 
 // The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would.
@@ -97,7 +125,8 @@ async function redraw(query) {
   const drawnValues = new Map(new FormData(form));
   if (/(^|&)embed=1(&|$)/.test(query)) document.querySelector("header").className = "unseen";
   results.classList.add("waiting");
-  const { page } = (await python.catch(() => null)) ?? {};
+  const wanted = asksWhatFits(query);
+  const [{ page }, fit] = await Promise.all([python.catch(() => ({})), wanted && startFit()]);
   if (!page) return; // said above
   const typedValues = [...new FormData(form)].filter(([name, value]) => drawnValues.get(name) !== value);
   const focused = form.contains(document.activeElement) ? document.activeElement.id : "";
@@ -107,6 +136,7 @@ async function redraw(query) {
     document.documentElement.classList.add("embed");
     document.querySelector("header").replaceWith(drawn.querySelector("header"));
   }
+  if (wanted && !fit) drawn.getElementById("part-fit").innerHTML = NO_FIT.fit.panel;
   for (const id of ["part-origin", "inputs", "results", "part-pinned"]) {
     document.getElementById(id).replaceChildren(...drawn.getElementById(id).childNodes);
   }

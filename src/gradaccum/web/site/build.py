@@ -4,6 +4,7 @@ index.html          the default page, rendered already
 page.css icon.svg   as `gradaccum serve` sends them
 page.js             its script, and what answers in place of the server, as one classic script
 app.js              the project's Python, lowered: path -> text
+fit.js              what the panel of what fits needs beside it, loaded once that is opened
 engine/             MicroPython for WebAssembly
 offline.js          the service worker that keeps all of it
 """
@@ -15,21 +16,31 @@ import hashlib
 import json
 import os
 
+from gradaccum.web import fit_options
 from gradaccum.web.page import render_page
 from gradaccum.web.site.engine import engine_files
 from gradaccum.web.site.lower import LoweringError, lower
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 """The folder of the package `gradaccum`."""
 
 SITE = ("web/site/__init__.py", "web/site/boot.py", "web/site/json_text.py", "web/site/prelude.py")
 
-ROOMS = ("errors.py", "units.py", "core", "catalog", "show", "web/__init__.py", "web/page.py", *SITE)
+ROOMS = (
+    "errors.py", "units.py", "core", "catalog", "show", "web/__init__.py", "web/page.py", *SITE,
+)  # fmt: skip
 """What the browser runs."""
+
+OPTIONS = "web/fit_options.py"
+"""This one is written down with the values that it has here: TABLES."""
+TABLES = ("COUNT", "FLAG", "WORD", "OPTIONS", "NAMES")
+
+PANEL = "web/site/boot_fit.py"
+"""The panel of what fits: this, and whatever it imports beside ROOMS."""
 
 FIRST_VISIT = (
     "app.js", "engine/micropython.wasm", "icon.svg", "index.html", "offline.js", "page.css",
@@ -37,14 +48,16 @@ FIRST_VISIT = (
 )  # fmt: skip
 """What a browser loads on a first visit."""
 
-NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/wasm.js")
-"""What the service worker leaves out: the page itself is kept under its address "./"; the others it never asks for."""
+NOT_KEPT = ("index.html", "offline.js", ".nojekyll", "engine/LICENSE", "engine/wasm.js", "fit.js")
+"""What the service worker leaves out: the page itself is kept under its address "./", fit.js once it was asked for; the
+others it never asks for."""
 
 LEFT_OUT = (
-    "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py",
-    "core/link.py", "core/sweep.py", "show/fit.py", "show/notebook.py", "show/text.py",
+    "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py", "core/link.py", "core/sweep.py",
+    "show/fit.py", "show/fit_notebook.py", "show/fit_panel.py", "show/memory_pictures.py", "show/notebook.py",
+    "show/text.py",
 )  # fmt: skip
-"""What the page does not use."""
+"""What the page does not use, or not before its panel is opened."""
 
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self'; "
@@ -62,8 +75,11 @@ def build(folder: str, engine: str | None = None) -> dict[str, bytes]:
     for path in ("show/page.css", "web/icon.svg"):
         files[os.path.basename(path)] = _read(path)
     files["page.js"] = page_script().encode()
-    sources = json.dumps(lowered_sources(), separators=(",", ":"), ensure_ascii=False)
-    files["app.js"] = f"(globalThis.gradaccum??={{}}).sources={sources};\n".encode()
+    sources = lowered_sources()
+    fit = {path: sources.pop(path) for path in [f"gradaccum/{path}" for path in panel_files()]}
+    version = hashlib.sha256(_compact([sources, fit]).encode()).hexdigest()[:16]
+    files["app.js"] = _assigning("app", {"version": version, "sources": sources})
+    files["fit.js"] = _assigning("fit", {"version": version, "sources": fit})
     files["index.html"] = render_page("", assets="", policy=POLICY).encode()
     files["offline.js"] = _offline(files)
     files[".nojekyll"] = b""  # GitHub Pages serves files as they are
@@ -90,22 +106,24 @@ def lowered_sources() -> dict[str, str]:
 
     Raises LoweringError with every line of every file that would not run there.
     """
-    sources = {"gradaccum/__init__.py": ""}  # the top resolves names for a person; the page imports rooms
+    options = "".join([f"{name} = {getattr(fit_options, name)!r}\n" for name in vars(fit_options) if name in TABLES])
+    # The top resolves names for a person; the page imports rooms.
+    sources = {"gradaccum/__init__.py": "", f"gradaccum/{OPTIONS}": options}
     complaints = []
-    paths = portable_files()
-    for path in paths:
+    first, later = portable_files(), panel_files()
+    for path in [*first, *later]:
+        if not path.endswith(".py"):
+            sources[f"gradaccum/{path}"] = _compact(json.loads(_read(path)))
+            continue
         text = _read(path).decode()
         try:
-            sources[f"gradaccum/{path}"] = lower(text, path) if path.endswith(".py") else text
+            sources[f"gradaccum/{path}"] = lower(text, path)
         except LoweringError as error:
             complaints.append(str(error))
-        if path.endswith(".py"):
-            found = absent(text, paths)
-            complaints += [f"{path}:{line}: imports {name}, which the page does not bring" for line, name in found]
+        found = absent(text, [*first, OPTIONS] if path in first else [*first, OPTIONS, *later])
+        complaints += [f"{path}:{line}: imports {name}, which the page does not bring" for line, name in found]
     if complaints:
         raise LoweringError("\n".join([HEADLINE, *complaints]))
-    runs = "gradaccum/catalog/published_runs.json"
-    sources[runs] = json.dumps(json.loads(sources[runs]), separators=(",", ":"), ensure_ascii=False)
     return sources
 
 
@@ -120,17 +138,48 @@ def absent(text: str, paths: Sequence[str]) -> list[tuple[int, str]]:
 
     An import in a function may: it is for what the page does not call.
     """
-    there = {name.removesuffix(".py").removesuffix("/__init__") for name in paths}
-    found = []
+    return [(line, name) for line, name, path in _imported(text) if path not in paths]
+
+
+def _imported(text: str) -> Iterator[tuple[int, str, str]]:
+    """(line, module, its path) of each import of this package at the top of a module."""
     for node in ast.parse(text).body:
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gradaccum."):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [(str(node.module), alias.name) for alias in node.names]
+        else:
             continue
-        place = (node.module or "").removeprefix("gradaccum.").replace(".", "/")
-        for alias in node.names:
-            is_module = os.path.exists(os.path.join(PACKAGE, *f"{place}/{alias.name}.py".split("/")))
-            if (f"{place}/{alias.name}" if is_module else place) not in there:
-                found.append((node.lineno, f"{node.module}.{alias.name}" if is_module else str(node.module)))
-    return found
+        for module, name in names:
+            if not module.startswith("gradaccum."):
+                continue
+            place = module.removeprefix("gradaccum.").replace(".", "/")
+            tried = [
+                (f"{module}.{name}", f"{place}/{name}.py"),
+                (module, f"{place}.py"),
+                (module, f"{place}/__init__.py"),
+            ]
+            yield next(
+                (node.lineno, *each) for each in tried if os.path.exists(os.path.join(PACKAGE, *each[1].split("/")))
+            )
+
+
+def panel_files() -> list[str]:
+    """What the panel adds: the modules that it imports, the data beside them, and the packages that hold them."""
+    first = [*portable_files(), OPTIONS]
+    found: list[str] = []
+    waiting = [PANEL]
+    while waiting:
+        path = waiting.pop()
+        if path in first or path in found:
+            continue
+        found.append(path)
+        if path.endswith(".py"):
+            beside = path.removesuffix(".py") + ".json"
+            waiting += [beside] if os.path.exists(os.path.join(PACKAGE, *beside.split("/"))) else []
+            waiting += [each for _, _, each in _imported(_read(path).decode())]
+            waiting += [os.path.dirname(path) + "/__init__.py"] if "/" in path else []
+    return sorted(found)
 
 
 def portable_files() -> list[str]:
@@ -144,6 +193,15 @@ def portable_files() -> list[str]:
             within = os.path.relpath(folder, PACKAGE).replace(os.sep, "/")
             found += [f"{within}/{name}" for name in names if name.endswith((".py", ".json"))]
     return sorted(path for path in found if path not in LEFT_OUT)
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _assigning(name: str, value: object) -> bytes:
+    """A script that leaves a value as gradaccum.NAME."""
+    return f"(globalThis.gradaccum??={{}}).{name}={_compact(value)};\n".encode()
 
 
 def _offline(files: dict[str, bytes]) -> bytes:

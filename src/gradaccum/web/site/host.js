@@ -9,7 +9,8 @@ const NO_SUCH_FILE = -44; // Emscripten's ENOENT
 const RAISED = -1, TEXT = 5; // kinds of value that cross over, as [kind, length or number, address]
 
 // wasm: a WebAssembly.Module; files: path -> text, put below /lib; heap: bytes for Python's objects.
-// Returns a function: python(module, name) imports a module and returns its function `name` for JavaScript to call.
+// Returns a function: python(module, name) imports a module and returns its function `name` for JavaScript to call;
+// python.add(files) adds files.
 async function startPython(wasm, files, heap) {
   const encoder = new TextEncoder(), decoder = new TextDecoder();
   let engine; // what the WebAssembly exports
@@ -21,9 +22,12 @@ async function startPython(wasm, files, heap) {
   // Files
 
   const folders = new Set(["/", "/lib"]);
-  for (const path of Object.keys(files)) {
-    for (let end = path.indexOf("/"); end > 0; end = path.indexOf("/", end + 1)) folders.add("/lib/" + path.slice(0, end));
-  }
+  const foldersOf = (paths) => {
+    for (const path of Object.keys(paths)) {
+      for (let end = path.indexOf("/"); end > 0; end = path.indexOf("/", end + 1)) folders.add("/lib/" + path.slice(0, end));
+    }
+  };
+  foldersOf(files);
   const opened = new Map(); // descriptor -> { content, position }
 
   function find(address) {
@@ -163,7 +167,7 @@ async function startPython(wasm, files, heap) {
     }
   }
 
-  return (module, name) => {
+  function python(module, name) {
     const inside = withText(module, (path) => receive((value) => engine.mp_js_do_import(path, value)));
     const called = withText(name, (path) => receive((value) => engine.proxy_c_to_js_lookup_attr(inside, path, value)));
     return (argument) => {
@@ -174,5 +178,7 @@ async function startPython(wasm, files, heap) {
       engine.free(given);
       return found;
     };
-  };
+  }
+  python.add = (more) => foldersOf(Object.assign(files, more));
+  return python;
 }

@@ -3,12 +3,18 @@
 const HERE = "gradaccum " + self.registration.scope + " "; // one host may serve several folders
 const VERSION = HERE + "@VERSION@";
 const FILES = "@FILES@".split(" ");
+const LATER = ["fit.js"]; // kept once it was asked for
 
 self.addEventListener("install", (event) => {
-  // Each file is asked for anew: a copy in the browser's cache may be of the version before.
-  const fresh = FILES.map((name) => new Request(name, { cache: "no-cache" }));
-  event.waitUntil(caches.open(VERSION).then((cache) => cache.addAll(fresh)).then(() => self.skipWaiting()));
+  event.waitUntil(keep().then(() => self.skipWaiting()));
 });
+
+async function keep() {
+  const asked = await Promise.all(LATER.map((name) => caches.match(new URL(name, self.registration.scope))));
+  const names = [...FILES, ...LATER.filter((_, place) => asked[place])];
+  // Each file is asked for anew: a copy in the browser's cache may be of the version before.
+  await (await caches.open(VERSION)).addAll(names.map((name) => new Request(name, { cache: "no-cache" })));
+}
 
 self.addEventListener("activate", (event) => {
   const stale = (names) => names.filter((name) => name.startsWith(HERE) && name !== VERSION);
@@ -21,5 +27,13 @@ self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET" || !event.request.url.startsWith(self.registration.scope)) return;
   const address = event.request.url.replace(/[?#].*/, "").replace(/\/index\.html$/, "/"); // a permalink is the page
   const kept = caches.match(address, { cacheName: VERSION });
-  event.respondWith(kept.then((file) => file || fetch(event.request)));
+  event.respondWith(kept.then((file) => file || load(event.request, address)));
 });
+
+async function load(request, address) {
+  const answer = await fetch(request);
+  if (answer.ok && LATER.some((name) => address === self.registration.scope + name)) {
+    await (await caches.open(VERSION)).put(address, answer.clone());
+  }
+  return answer;
+}
