@@ -20,6 +20,8 @@ RMS = ("gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"
 CLASSIC = ("bert", "gpt2", "gpt_neox", "opt", "phi", "roberta")
 KNOWN = tuple(sorted(RMS + CLASSIC))
 
+AUTOGRAD = "the tensors that autograd saves in Transformers' modelling code"
+
 
 @dataclass(frozen=True)
 class Part:
