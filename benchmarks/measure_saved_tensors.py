@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
+from torch.utils import checkpoint as checkpointing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,9 +186,15 @@ def main() -> None:
             first, inner = _saved(build(case), PRECISIONS[case["precision"]][1])
             rows.append({**case, "first": first, "inner": inner})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    selective = [
+        {"case": case["case"], "precision": case["precision"], "bytes": _cached(build(case))}
+        for case in cases()
+        if case["attention"] == "sdpa" and not case["targets"] and case["precision"] != "bf16-mixed"
+        if case["case"] != "vit"
+    ]
     configs = {name: {"model_type": name.split()[0], **options} for name, (_, options) in CASES.items()}
     head = {module.__name__: module.__version__ for module in (torch, transformers, peft, bitsandbytes)}
-    head.update(batch=BATCH, sequence_length=LENGTH, rank=RANK, configs=configs)
+    head.update(batch=BATCH, sequence_length=LENGTH, rank=RANK, configs=configs, selective=selective)
     Path(sys.argv[1]).write_text(
         json.dumps(head)[:-1] + ',\n"rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
     )
@@ -270,6 +277,55 @@ def _saved(model: torch.nn.Module, mixed: bool) -> tuple[int, int]:
     shared = sizes[0].keys() & sizes[1].keys()
     first, inner = (sum(size for address, size in found.items() if address not in shared) for found in sizes)
     return first, inner
+
+
+def _cached(model: torch.nn.Module) -> int:
+    """Bytes that selective checkpointing of the second layer keeps: its input, and results by torchtitan's policy."""
+    aten = torch.ops.aten
+    kept = (aten.mm.default, aten._scaled_dot_product_flash_attention_for_cpu.default)
+    products = {False: 0, True: 0}
+    storages: list[Any] = []
+
+    def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> checkpointing.CheckpointPolicy:
+        """Every second product is computed again (torchtitan/distributed/activation_checkpoint.py)."""
+        if operator is aten.mm.default:
+            products[context.is_recompute] += 1
+            if products[context.is_recompute] % 2 == 0:
+                return checkpointing.CheckpointPolicy.PREFER_RECOMPUTE
+        wanted = operator in kept
+        return checkpointing.CheckpointPolicy.MUST_SAVE if wanted else checkpointing.CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts() -> Any:
+        pair = checkpointing.create_selective_checkpoint_contexts(policy)
+        storages.append(pair[0].storage)
+        return pair
+
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 3)[1]
+    forward = layer.forward
+
+    def checkpointed(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        storages.append(x)
+        return checkpointing.checkpoint(forward, x, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    layer.forward = checkpointed
+    model.train()
+    output = model(torch.randint(0, VOCAB, (BATCH, LENGTH)), use_cache=False)
+    own = {each.untyped_storage().data_ptr() for each in model.parameters()}
+    found = {each.data_ptr(): each.nbytes() for each in _storages(storages)}
+    del output
+    return sum(size for address, size in found.items() if address not in own)
+
+
+def _storages(value: Any) -> Iterator[torch.UntypedStorage]:
+    if isinstance(value, torch.Tensor):
+        yield value.untyped_storage()
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _storages(each)
+    elif isinstance(value, dict):
+        yield from _storages(list(value.values()))
+    elif hasattr(value, "val"):  # torch.utils.checkpoint._VersionWrapper
+        yield from _storages(value.val)
 
 
 @contextmanager

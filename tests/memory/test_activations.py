@@ -104,6 +104,15 @@ def test_selective_checkpointing_keeps_every_other_product_and_the_attention():
     assert biased.kept == 1024 * (2 * 768 + 2 * 768 + 4 * 12)  # products with a bias are addmm, and not kept
 
 
+@pytest.mark.parametrize("row", MEASURED["selective"], ids=lambda row: f"{row['case']}-{row['precision']}")
+def test_selective_checkpointing_keeps_what_was_measured(row):
+    """With PyTorch's own contexts and torchtitan's policy, in the second of three layers."""
+    model = read_config({"num_hidden_layers": 3, "n_layer": 3, **MEASURED["configs"][row["case"]]})
+    recipe = Recipe(weights={"bf16": 2, "fp32": 4}[row["precision"]])
+    kind = layer(model, recipe, LENGTH, "selective", bool(model.experts), False)
+    assert BATCH * kind.kept + kind.kept_fixed == row["bytes"]
+
+
 def test_the_layers_of_a_mixture_are_of_two_kinds():
     recipe = Recipe(weights=2)
     assert [number for number, _ in layers(find_model("deepseek-v3"), recipe, 128, "none")] == [3, 58]

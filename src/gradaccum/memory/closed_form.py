@@ -176,7 +176,7 @@ class _Step:
         return [
             Line("activations of one layer", self.count * moment.kept, bytes_, AUTOGRAD),
             Line(
-                "gradients and temporaries of one layer",
+                "one layer's gradients and temporaries",
                 self.count * moment.moving,
                 self._per_token(moment.moving, "at their most"),
                 DERIVATIVES,

@@ -209,7 +209,7 @@ class Modules:
             scores = tape.scale(tape.by_output(tape.scale(scores)))
         scores = tape.run((scores,), "a S", scores.width, through=True)  # the mask is added
         width = 4 if upcast or tape.low else scores.width
-        fused = upcast and self.recipe.half and scores.width == 2
+        fused = width == 4 and scores.width == 2 and self.recipe.half
         probabilities = tape.softmax(scores, width, fused)
         probabilities = tape.cast(probabilities, q.width if upcast else v.width)
         probabilities = tape.dropout(probabilities, model.attention_dropout)
