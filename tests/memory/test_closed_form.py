@@ -130,6 +130,14 @@ def _lines(setup, instant):
     return instants(setup)[instant]
 
 
+def test_narrow_embeddings_are_projected():
+    """OPT-350M: 512 wide, with a projection into the layers and one out of them, which keep what they read."""
+    setup = Setup(model=find_model("opt-350m"), sequence_length=1000)
+    lines = {line.name: line.bytes for line in instants(setup)[END_OF_FORWARD]}
+    assert lines["embedding's norm and dropout"] == 1000 * 2 * 512
+    assert lines["last norm, input of the head"] == 1000 * 2 * (1024 + 512)
+
+
 def test_experts_keep_what_their_tokens_chose():
     """On one GPU the rows of all experts together are tokens x experts per token, whatever the routing."""
     model = find_model("mixtral-8x7b")
@@ -216,7 +224,8 @@ def test_hopper_has_larger_workspaces():
         ({"quantization": "nf4"}, "lora_rank: is needed: quantised weights are not trained"),
         ({"model": "mixtral-8x7b", "lora_rank": 8, "quantization": "nf4"}, "quantization: of experts is not known"),
         ({"model": "gpt2", "lora_rank": 8, "quantization": "nf4"}, "quantization: of GPT-2's transposed layers"),
-        ({"model": "bert-base", "lora_rank": 8, "quantization": "nf4"}, "quantization: is known for causal"),
+        ({"model": "bert-base", "lora_rank": 8, "quantization": "nf4"}, "quantization: of bert-base is not known"),
+        ({"model": "opt-350m", "lora_rank": 8, "lora_targets": "all-linear"}, "adapt layers beside the blocks of opt"),
         ({"lora_rank": 8, "quantization": "int8", "dtype": "fp32"}, "dtype: of int8 products is fp16 or bf16"),
         ({"dtype": "bf16-mixed", "strategy": "fsdp2"}, "dtype: bf16-mixed is not known together with fsdp2"),
         ({"lora_rank": 8, "quantization": "nf4", "strategy": "fsdp2"}, "quantization: nf4 is not known together"),

@@ -20,8 +20,10 @@ def run_layer(modules: Modules, x: Tensor, routed: bool = False) -> Tensor:
 
 
 def run_embedding(m: Modules, x: Tensor) -> None:
-    """Put what stands between the embedding table and the first layer on the tape: a norm, a dropout."""
+    """Put what stands between the embedding table and the first layer on the tape: a projection, a norm, a dropout."""
     m.tape.part = "embedding"
+    if m.model.embedding_width != m.model.hidden:
+        m.linear(m.tape.new("e", x.width, x.grad), "h", "project_in")
     if m.model.embedding_norm:
         x = m.layer_norm(x)
     if m.model.family in ("bert", "gpt2", "roberta", "vit"):

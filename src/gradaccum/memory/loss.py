@@ -62,6 +62,8 @@ def _head(model: Model, recipe: Recipe, length: int, loss: str) -> Head:
     if model.final_norm:
         tape.part = "last norm"
         x = modules.norm(x)
+    if model.embedding_width != model.hidden:
+        x = modules.linear(x, "e", "project_out")
     if model.head == "classes":
         inputs = sum(each.bytes for each in tape.kept())
         moment = (Moment(inputs, 0, 0, 0),)

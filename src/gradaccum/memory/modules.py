@@ -234,5 +234,6 @@ def sizes_of(model: Model, length: int) -> Sizes:
         "v": model.heads * model.value_dim,
         "a S": model.heads * length,
         "V": model.vocab,
+        "e": model.embedding_width,
     }
     return Sizes(length, letters)

@@ -46,8 +46,9 @@ def problems(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
     rank, targets = values["lora_rank"], values["lora_targets"]
     if rank < 0:
         yield Problem("lora_rank", f"must be at least 0, not {show_count(rank)}", ["0", "16"])
-    elif rank and model.experts and targets == "all-linear":
-        message = "all-linear would adapt experts, which the closed form does not count"
+    elif rank and targets == "all-linear" and (model.experts or _has_more_layers(model)):
+        what = "experts" if model.experts else "layers beside the blocks"
+        message = f"all-linear would adapt {what} of {model.id}, which the closed form does not count"
         yield Problem("lora_targets", message, ["attention"])
     elif rank:
         yield from check_targets(model.family, targets)
@@ -61,6 +62,11 @@ def problems(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("loss", f"is full for {model.id}, which predicts no next token", ["full"])
 
 
+def _has_more_layers(model: Model) -> bool:
+    """Linear layers that are neither in a block nor the head of a language model."""
+    return model.head != "lm" or model.embedding_width != model.hidden
+
+
 def _quantised(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
     name = "quantization"
     if not values["lora_rank"]:
@@ -69,7 +75,7 @@ def _quantised(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(name, "of experts is not known: bitsandbytes leaves their stacked weights as they are", ["none"])
     elif model.family == "gpt2":
         yield Problem(name, "of GPT-2's transposed layers is not known", ["none"])
-    elif model.head != "lm":
-        yield Problem(name, f"is known for causal language models, and {model.id} is none", ["none"])
+    elif _has_more_layers(model):
+        yield Problem(name, f"of {model.id} is not known, which has linear layers beside its blocks", ["none"])
     if values[name] == "int8" and values["dtype"] == "fp32":
         yield Problem("dtype", "of int8 products is fp16 or bf16", ["bf16"])
