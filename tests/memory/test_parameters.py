@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradaccum.catalog.models import find_model
-from gradaccum.memory.closed_form import OPTIMIZER_STEP, instants
+from gradaccum.memory.closed_form import END_OF_FORWARD, OPTIMIZER_STEP, instants
 from gradaccum.memory.modules import Weight
 from gradaccum.memory.parameters import packed_bytes, parameters
 from gradaccum.memory.setup import Setup
@@ -75,10 +75,10 @@ def test_mixed_precision_has_all_of_its_parameters_in_fp32():
 
 def test_gradients_summed_in_fp32_are_twice_as_large_and_are_cast_for_the_step():
     model = find_model("llama-3.2-1b")
-    summed = Setup(model=model, sequence_length=64, gradient_dtype="fp32", optimizer="adamw-fused")
-    lines = {each.name: each.bytes for each in instants(summed)[OPTIMIZER_STEP]}
-    assert lines["gradients"] == 4 * model.params
-    assert lines["gradients in the weights' type"] == 2 * model.params
+    found = instants(Setup(model=model, sequence_length=64, gradient_dtype="fp32"))
+    summed = {each.name: each.bytes for each in found[END_OF_FORWARD]}
+    stepping = {each.name: each.bytes for each in found[OPTIMIZER_STEP]}
+    assert (summed["gradients"], stepping["gradients"]) == (4 * model.params, 2 * model.params)
 
 
 def setup(model, **options):

@@ -51,7 +51,7 @@ def instants(setup: Setup, compute_capability: float | None = None) -> dict[str,
         END_OF_FORWARD: (*always, *earlier, *step.end_of_forward()),
         RECOMPUTATION if setup.checkpointing != "none" else LAST_LAYER: (*always, *started, *step.last_layer()),
         END_OF_BACKWARD: (*always, one_set, *step.first_layer()),
-        OPTIMIZER_STEP: (*always, one_set, step.held(), *temporary(setup)),
+        OPTIMIZER_STEP: (*always, gradients(setup, stepping=True), step.held(), *temporary(setup)),
     }
 
 

@@ -52,10 +52,13 @@ def states(setup: Setup) -> list[Line]:
     return [*lines, Line("optimizer states", _share(setup, count), formula + over, ADAM)]
 
 
-def gradients(setup: Setup) -> Line:
-    """The gradient set. Under DDP the buckets hold it once more."""
+def gradients(setup: Setup, stepping: bool = False) -> Line:
+    """The gradient set. Under DDP the buckets hold it once more.
+
+    stepping: as the optimizer reads them. Buffers in fp32 are cast for it one by one, and let go as they are.
+    """
     found = parameters(setup)
-    width = 4 if setup.gradient_dtype == "fp32" else found.width
+    width = 4 if setup.gradient_dtype == "fp32" and not stepping else found.width
     letter = "A" if found.adapters else "P"
     count = _share(setup, width * found.trained)
     if setup.strategy == "ddp":
@@ -78,9 +81,6 @@ def temporary(setup: Setup) -> list[Line]:
     found = parameters(setup)
     w, letter = found.width, "A" if found.adapters else "P"
     lines = []
-    if setup.gradient_dtype == "fp32" and w < 4:
-        words = f"{w} {letter}: what the optimizer reads, of the sums in fp32"
-        lines.append(Line("gradients in the weights' type", _share(setup, w * found.trained), words, ADAM))
     if setup.optimizer == "adamw":
         words = f"{w} {letter}: the square roots of all"
         lines.append(Line("optimizer's temporary", _share(setup, w * found.trained), words, ADAM))
