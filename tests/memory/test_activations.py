@@ -119,3 +119,14 @@ def test_the_layers_of_a_mixture_are_of_two_kinds():
     adapters = Recipe(weights=2, rank=8, targets="attention", adapters=4)
     assert [number for number, _ in layers(find_model("llama-3.1-8b"), adapters, 128, "none")] == [1, 31]
     assert [number for number, _ in layers(find_model("llama-3.1-8b"), adapters, 128, "full")] == [32]
+
+
+def test_the_memory_efficient_kernel_keeps_repeated_keys_and_values():
+    """Queries, keys and values of every head, the output, and the log-sum-exp with rows rounded up to 32."""
+    model = find_model("llama-3.1-8b")
+    flash, efficient = (layer(model, Recipe(weights=2, attention=each), 100, "none", False, False) for each in KERNELS)
+    more = 100 * 2 * 2 * (4096 - 1024) + 4 * 32 * (128 - 100)
+    assert efficient.kept - flash.kept == more
+
+
+KERNELS = ("flash", "efficient")

@@ -165,18 +165,18 @@ def test_an_encoder_and_a_classifier_are_counted_too():
 FITCHECK = [
     # model, length, micro-batch, rank, quantization, attention, GiB allocated at the peak
     ("qwen2.5-7b", 1024, 1, 16, "nf4", "eager", 10.3367),
-    ("qwen2.5-7b", 1024, 1, 16, "nf4", "flash", 10.3377),
+    ("qwen2.5-7b", 1024, 1, 16, "nf4", "efficient", 10.3377),
     ("mistral-7b-v0.3", 1024, 1, 16, "nf4", "eager", 6.0455),
-    ("mistral-7b-v0.3", 1024, 1, 16, "nf4", "flash", 5.9143),
-    ("llama-3.2-1b", 1024, 1, 16, "nf4", "flash", 3.6358),
-    ("tinyllama-1.1b", 1024, 12, 32, "nf4", "flash", 9.1521),
+    ("mistral-7b-v0.3", 1024, 1, 16, "nf4", "efficient", 5.9143),
+    ("llama-3.2-1b", 1024, 1, 16, "nf4", "efficient", 3.6358),
+    ("tinyllama-1.1b", 1024, 12, 32, "nf4", "efficient", 9.1521),
     ("tinyllama-1.1b", 1024, 8, 32, "nf4", "eager", 7.8300),
     ("tinyllama-1.1b", 512, 2, 32, "nf4", "eager", 1.8070),
     ("smollm2-1.7b", 1024, 4, 32, "nf4", "eager", 5.1731),
     ("smollm2-360m", 4096, 1, 32, "nf4", "eager", 5.5539),
     ("smollm2-1.7b", 2048, 1, 32, "none", "eager", 5.5725),
-    ("smollm2-360m", 4096, 1, 32, "none", "flash", 3.6668),
-    ("qwen2.5-1.5b", 2048, 1, 32, "none", "flash", 7.2288),
+    ("smollm2-360m", 4096, 1, 32, "none", "efficient", 3.6668),
+    ("qwen2.5-1.5b", 2048, 1, 32, "none", "efficient", 7.2288),
     ("tinyllama-1.1b", 2048, 2, 32, "none", "eager", 6.4611),
 ]
 """PyPI fitcheck-llm 0.3.1, data/measurements: LoRA on a Tesla T4, fp16, fp32 adapters, full checkpointing, AdamW."""

@@ -142,3 +142,16 @@ def test_a_ledger_is_the_sum_of_its_lines():
     memory = memory_of(Setup(model=SMALL, sequence_length=64), find_gpu("t4"))
     assert memory.peak_bytes == total(memory.ledger) == sum(line.bytes for line in memory.ledger)
     assert memory.reserved_bytes == memory.peak_bytes + memory.peak_bytes * 6 // 100
+
+
+def test_a_kernel_that_there_is_none_of_is_said():
+    """fp32 with grouped queries: counted with the scores of every head, and told."""
+    setup = Setup(model=SMALL, sequence_length=2048, dtype="fp32")
+    found = fit(setup, find_gpu("h200"))
+    assert "GA031" in [finding.code for finding in found.findings]
+    eager = memory_of(found.setup.changed("attention", "eager"), found.gpu)
+    mask = next(line.bytes for line in eager.ledger if line.name == "attention mask")
+    assert eager.peak_bytes - found.memory.peak_bytes == mask
+    for each in (setup.changed("dtype", "bf16"), setup.changed("attention", "efficient")):
+        assert "GA031" not in [finding.code for finding in fit(each, find_gpu("h200")).findings]
+        assert memory_of(each, found.gpu).peak_bytes < memory_of(setup, found.gpu).peak_bytes

@@ -68,8 +68,7 @@ def _rotary_attention(m: Modules, x: Tensor) -> Tensor:
     if fused:  # a partial rotation by torch.cat, which may turn all
         q, k = tape.join((q,), "q"), tape.join((k,), "kv")
     attended = m.attention(q, k, v)
-    if fused and m.recipe.attention == "flash":
-        attended = tape.join((attended,), "q")  # q is head by head in memory, and so is the output
+    attended = m.by_token(attended) if fused else attended
     return m.linear(attended, "h", "o_proj", model.o_bias)
 
 
@@ -111,11 +110,7 @@ def _latent_attention(m: Modules, x: Tensor) -> Tensor:
     both = m.linear(latents, expanded, "kv_b_proj")
     k = tape.join((tape.view(both, str(model.heads * nope)), k_turned), "q")
     v = tape.view(both, "v")
-    attended = m.attention(q, k, v, "v")
-    if m.recipe.attention == "flash" and model.head_dim == model.value_dim:
-        # The flash kernel's output is head by head, as q is. Values of another width go to the memory-efficient
-        # kernel, whose output is token by token.
-        attended = tape.join((attended,), "v")
+    attended = m.by_token(m.attention(q, k, v, "v"))
     return m.linear(attended, "h", "o_proj", model.o_bias)
 
 
@@ -164,8 +159,7 @@ def _fused_attention(m: Modules, x: Tensor) -> Tensor:
     if model.family == "gpt_neox":
         q, k = (tape.join((_rotated(m, each, x.width),), "q") for each in (q, k))
     attended = m.attention(q, k, v, upcast=model.family != "gpt2")
-    if model.family == "gpt_neox" and m.recipe.attention == "flash":
-        attended = tape.join((attended,), "q")  # q is head by head in memory, and so is the output
+    attended = m.by_token(attended) if model.family == "gpt_neox" else attended
     return m.linear(attended, "h", out, model.o_bias)
 
 
@@ -183,8 +177,7 @@ def _separate_attention(m: Modules, x: Tensor) -> Tensor:
             q, k = m.layer_norm(q, "a"), m.layer_norm(k, "b")
         q, k = tape.join((_rotated(m, q, x.width),), "q"), tape.join((_rotated(m, k, x.width),), "kv")
     attended = m.attention(q, k, v, upcast=family not in ("bert", "roberta"))
-    if family == "phi" and m.recipe.attention == "flash":
-        attended = tape.join((attended,), "q")
+    attended = m.by_token(attended) if family == "phi" else attended
     return m.linear(attended, "h", out, model.o_bias)
 
 

@@ -173,26 +173,45 @@ class Modules:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, out: str = "q", upcast: bool = True) -> Tensor:
         """From queries, keys and values to the output, heads side by side.
 
-        A fused kernel keeps what it reads, its output and the log-sum-exp; the output has the memory order of the
-        queries, so that it is copied where these are head by head. The eager form keeps the scores.
+        A fused kernel keeps what it reads, its output and the log-sum-exp; the eager form keeps the scores.
         """
-        if self.recipe.attention == "flash":
-            return self._fused(q, k, v, out)
-        return self.eager(q, k, v, out, upcast)
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, out: str) -> Tensor:
-        tape, model = self.tape, self.model
+        if self.recipe.attention == "eager":
+            return self.eager(q, k, v, out, upcast)
+        tape, efficient = self.tape, self.recipe.attention == "efficient"
+        if efficient:
+            k, v = self._repeated(k, q.size), self._repeated(v, out)
         q, k, v = tape.lower(q), tape.lower(k), tape.lower(v)
         lse = tape.new("a", 4, grad=False)
-        length, heads = -(-tape.sizes.length // 128) * 128, model.heads
-        # aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp:mha_bwd: dq in fp32, a row term, and keys'
-        # and values' gradients for every query head where these share them.
-        back = 4 * length * heads * (-(-model.head_dim // 32) * 32) + 4 * length * heads
-        if model.kv_heads < heads:
-            back += 2 * q.width * tape.sizes.length * heads * model.head_dim
+        if efficient:
+            # aten/src/ATen/native/transformers/cuda/attention.cu: rows rounded up to 32; attention_backward.cu: delta
+            lse.storage.bytes = 4 * self.model.heads * (-(-tape.sizes.length // 32) * 32)
+        back = lse.storage.bytes if efficient else self._flash_backward(q)
         output = tape.run((q, k, v), out, q.width, saved=[q, k, v, lse], keeps_output=True, back=back)
         tape.operations[-1].kind = "attention"
         return output
+
+    def _flash_backward(self, q: Tensor) -> int:
+        """Bytes that the backward kernel makes for itself, of one sequence.
+
+        dq in fp32, a row term, and keys' and values' gradients for every query head where these share them
+        (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp:mha_bwd).
+        """
+        model, length = self.model, -(-self.tape.sizes.length // 128) * 128
+        shared = 2 * q.width * self.tape.sizes.length * model.heads * model.head_dim
+        own = 4 * length * model.heads * (-(-model.head_dim // 32) * 32 + 1)
+        return own + (shared if model.kv_heads < model.heads else 0)
+
+    def _repeated(self, x: Tensor, size: str) -> Tensor:
+        """Keys or values for every query head."""
+        same = self.tape.sizes.per_token(x.size) == self.tape.sizes.per_token(size)
+        return x if same else self.tape.join((x,), size)
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """The attention's output, copied where the heads lie one behind the other.
+
+        The flash kernel's has the memory order of the queries; the memory-efficient one's is token by token.
+        """
+        return self.tape.join((x,), x.size) if self.recipe.attention == "flash" else x
 
     def eager(self, q: Tensor, k: Tensor, v: Tensor, out: str, upcast: bool, scaled: bool = True) -> Tensor:
         """Scores, mask, softmax and product, each a tensor. upcast: the softmax is asked for in fp32.

@@ -71,8 +71,8 @@ class Outside:
 def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
     """The allocator's slack, the CUDA context and the communication library."""
     peak = total(ledger)
-    most = 112 if setup.attention == "flash" else 149
-    as_a_rule = 106 if setup.attention == "flash" else 120
+    most = 149 if setup.attention == "eager" else 112
+    as_a_rule = 120 if setup.attention == "eager" else 106
     slack = Outside(
         "allocator slack",
         0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradaccum.core.findings import Finding
 from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION
+from gradaccum.memory.recipe import falls_back
 from gradaccum.units import show_bytes, show_count
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ def remarks(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequen
         *_gradients(setup, memory),
         *_usable(gpu, memory),
         *_routing(setup),
+        *_kernel(setup),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
 
@@ -88,4 +90,16 @@ def _routing(setup: Setup) -> Iterator[Finding]:
             "routing costs nothing.",
             "Experts with a capacity of their own, or shared out over ranks, take more where routing is uneven.",
             "transformers/integrations/moe.py:grouped_mm_experts_forward",
+        )
+
+
+def _kernel(setup: Setup) -> Iterator[Finding]:
+    if falls_back(setup):
+        yield Finding(
+            "GA031",
+            "warning",
+            "PyTorch has no fused attention for fp32 with grouped queries: its math form runs, which keeps the scores "
+            "of every head.",
+            "Train in 16 bits or under autocast; or repeat keys and values first, which --attention efficient counts.",
+            "aten/src/ATen/native/transformers/cuda/sdp_utils.cpp",
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradaccum.catalog.models import Model
 
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-loop", "adamw-8bit", "sgd", "sgd-momentum")
-ATTENTION = ("flash", "eager")
+ATTENTION = ("flash", "efficient", "eager")
 STRATEGIES = ("single", "ddp", "fsdp2")
 
 CHOICES = {
@@ -29,7 +29,8 @@ MEANINGS = {
     **training.MEANINGS,
     "optimizer": "adamw is the foreach form, PyTorch's default on a GPU; -fused has no temporary, -loop the largest "
     "parameter's, -8bit has states of one byte",
-    "attention": "flash: a fused kernel; eager: the scores of every head are kept, a x sequence length for each token",
+    "attention": "flash: a fused kernel, which fp32 with grouped queries has none of; efficient: PyTorch's "
+    "memory-efficient kernel, keys and values repeated; eager: the scores of every head are kept",
     "strategy": "single: one GPU; ddp: every rank holds all; fsdp2: the ranks share weights, gradients and states",
 }
 
