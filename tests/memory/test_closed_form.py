@@ -154,6 +154,10 @@ def test_an_encoder_and_a_classifier_are_counted_too():
     setup = Setup(model=find_model("bert-base-uncased"), sequence_length=512, micro_batch=4, dtype="fp32")
     (loss,) = [line for line in instants(setup)[END_OF_FORWARD] if line.name == "logits and loss"]
     assert loss.bytes == pytest.approx(16 * 4 * 512 * 30522, rel=1e-4)
+    mixed = instants(setup.changed("dtype", "bf16-mixed"))[END_OF_FORWARD]
+    (loss,) = [line for line in mixed if line.name == "logits and loss"]
+    # Logits and their log-softmax in 16 bits, the cast that nll_loss reads, and its gradient.
+    assert loss.bytes == pytest.approx((2 + 2 + 4 + 4) * 4 * 512 * 30522, rel=1e-3)
     image = Setup(model=find_model("vit-b-16"), sequence_length=197, micro_batch=4)
     lines = {line.name: line.bytes for line in instants(image)[END_OF_FORWARD]}
     assert lines["batch"] == 4 * (3 * 224 * 224 * 2 + 8)

@@ -63,8 +63,11 @@ def _rotary_attention(m: Modules, x: Tensor) -> Tensor:
             groups = ("a", "b") if model.qk_norm == "head" else ("1", "1")
             q, k = (_part(m, "norms of queries and keys", m.norm, each, per) for each, per in zip((q, k), groups))
         v = m.linear(x, "kv", "v_proj", bias)
-    width = x.width  # of cosine and sine, which are cast to the type of the residual stream
+    # Cosine and sine are cast to the type of the residual stream; OLMo 2 keeps them in fp32.
+    width = 4 if model.family == "olmo2" else x.width
     q, k = _rotated(m, q, width), _rotated(m, k, width)
+    if model.family == "olmo2":
+        q, k = tape.cast(q, x.width), tape.cast(k, x.width)
     if fused:  # a partial rotation by torch.cat, which may turn all
         q, k = tape.join((q,), "q"), tape.join((k,), "kv")
     attended = m.attention(q, k, v)

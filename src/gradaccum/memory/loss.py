@@ -93,8 +93,10 @@ def _full(modules: Modules, x: Tensor) -> Head:
     if model.family == "gemma2":  # final_logit_softcapping
         logits = tape.scale(tape.by_output(tape.scale(logits)))
     tape.part = "logits"
-    wide = tape.cast(logits, 4) if model.head == "lm" or tape.low else logits
-    probabilities = tape.by_output(wide)
+    # Causal models cast their logits. Else cross_entropy asks for the logits' own type, and under autocast it is
+    # nll_loss that reads fp32 (aten/src/ATen/native/LossNLL.cpp).
+    wide = tape.cast(logits, 4) if model.head == "lm" else logits
+    probabilities = tape.upper(tape.by_output(wide))
     loss = tape.run((probabilities,), "1", 4, saved=[probabilities])
     inputs = [each for each in tape.kept() if each.part != "logits"]
     words = (

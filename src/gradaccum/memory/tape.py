@@ -192,8 +192,10 @@ class Tape:
         return self.run((x, y), x.size, max(x.width, y.width), saved=saved)
 
     def weighted(self, x: Tensor, width: int, trained: bool) -> Tensor:
-        """x times a weight of `width` bytes: x is kept where the weight is trained."""
-        return self.run((x,), x.size, max(x.width, width), saved=[x] if trained else (), trained=trained)
+        """x times a weight of `width` bytes. Where it is trained x is kept, and the product with it is summed up."""
+        wide = max(x.width, width)
+        saved, back = ([x], x.bytes // x.width * wide) if trained else ([], 0)
+        return self.run((x,), x.size, wide, saved=saved, trained=trained, back=back)
 
     def power(self, x: Tensor) -> Tensor:
         """x ** n, in fp32 under autocast; x is kept."""
