@@ -62,6 +62,16 @@ def test_backward_of_a_residual_branch(tape):
     assert max(each.moving for each in moments) == 3 * ONE
 
 
+def test_backward_what_a_formula_needs_stands_beside_a_sum_to_come(tape):
+    """x ** 2 x: the power's own product and factor, its result, and the gradient that it will be added to."""
+    x = tape.new("h", 4)
+    start = tape.scale(x)
+    out = tape.mul(tape.power(start), start)
+    moments = Backward(tape).run(out)
+    # The product's two gradients; at the power its two own, and its result beside that of the other branch.
+    assert max(each.moving for each in moments) == 5 * ONE
+
+
 def test_backward_parts_of_a_projection_are_put_together(tape):
     x = tape.new("h", 4)
     whole = tape.run((x,), "f", 4)

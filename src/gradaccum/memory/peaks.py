@@ -137,9 +137,9 @@ class Backward:
             made = [(each, _Gradient(each.bytes)) for each in wanting]
             broadcast = any(each.bytes < gradient.bytes for each in wanting) and len(operation.inputs) > 1
             extra = operation.back + (gradient.bytes if broadcast else 0)
+            self._note(extra + sum([new.bytes for _, new in made]), operation.back_fixed)
             for each, new in made:
                 self._arrive(each, new, whole=True)
-            self._note(extra, operation.back_fixed)
         else:
             for each in wanting:
                 if operation.view:
