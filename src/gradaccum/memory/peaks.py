@@ -7,8 +7,6 @@ was used twice are added up, those of parts of a tensor put together (torch/csrc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -16,14 +14,16 @@ if TYPE_CHECKING:
     from gradaccum.memory.tape import Operation, Storage, Tape, Tensor
 
 
-@dataclass(frozen=True)
 class Moment:
     """Bytes at one moment. kept: for the backward pass; moving: all else. Of one sequence, and fixed ones."""
 
-    kept: int
-    kept_fixed: int
-    moving: int
-    moving_fixed: int
+    __slots__ = ("kept", "kept_fixed", "moving", "moving_fixed")  # there are hundreds: no dataclass
+
+    def __init__(self, kept: int, kept_fixed: int, moving: int, moving_fixed: int) -> None:
+        self.kept = kept
+        self.kept_fixed = kept_fixed
+        self.moving = moving
+        self.moving_fixed = moving_fixed
 
     def bytes(self, sequences: int) -> int:
         """The sum for so many sequences."""
