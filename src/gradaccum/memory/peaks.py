@@ -31,11 +31,14 @@ class Moment:
 
 
 def highest(moments: Iterable[Moment]) -> tuple[Moment, ...]:
-    """Those that are the highest for some number of sequences."""
+    """Those that are the highest for some number of sequences: each next one grows slower, and has more fixed bytes."""
     found: list[Moment] = []
-    for each in sorted(moments, key=lambda m: (-(m.kept + m.moving), -(m.kept_fixed + m.moving_fixed))):
-        if not found or each.kept_fixed + each.moving_fixed > found[-1].kept_fixed + found[-1].moving_fixed:
-            found.append(each)
+    left = [(each.kept + each.moving, each.kept_fixed + each.moving_fixed, each) for each in moments]
+    while left:
+        steepest = max([slope for slope, _, _ in left])
+        fixed, best = max([(fixed, place) for place, (slope, fixed, _) in enumerate(left) if slope == steepest])
+        found.append(left[best][2])
+        left = [each for each in left if each[1] > fixed]
     return tuple(found)
 
 
