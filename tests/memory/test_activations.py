@@ -130,3 +130,13 @@ def test_the_memory_efficient_kernel_keeps_repeated_keys_and_values():
 
 
 KERNELS = ("flash", "efficient")
+
+
+@pytest.mark.parametrize("weights", [2, 4])
+def test_plain_products_keep_four_tensors_in_fp32(weights):
+    """As PyTorch's math form was seen to, for 16-bit queries too: scaled queries and keys, the softmax, values."""
+    model = find_model("llama-3.1-8b")
+    recipes = [Recipe(weights=weights, attention=each) for each in ("math", "efficient")]
+    math, efficient = (layer(model, each, 128, "none", False, False).kept for each in recipes)
+    fused = weights * 4 * 4096 + 4 * 32
+    assert math - efficient == 128 * (4 * 3 * 4096 + 4 * 32 * 128 + weights * 4096 - fused)

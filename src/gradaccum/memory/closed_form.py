@@ -42,7 +42,7 @@ def instants(setup: Setup, compute_capability: float | None = None) -> dict[str,
 
     Raises InputError for a model whose step is not known here.
     """
-    step = _Step(setup)
+    step = _Step(setup, compute_capability)
     always = (*states(setup), *_communication(setup), _workspaces(compute_capability), *step.inputs())
     one_set = gradients(setup)
     earlier = [one_set] if setup.accumulates else []
@@ -88,10 +88,10 @@ def _workspaces(compute_capability: float | None) -> Line:
 class _Step:
     """The lines of one micro-step: of `micro_batch` sequences."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, compute_capability: float | None) -> None:
         self.setup = setup
         self.count = setup.micro_batch
-        self.recipe = recipe_of(setup)
+        self.recipe = recipe_of(setup, compute_capability)
         model, length = setup.model, setup.sequence_length
         self.layers = layers(model, self.recipe, length, setup.checkpointing)
         self.head: Head = head(model, self.recipe, length, setup.loss)

@@ -97,6 +97,7 @@ def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
         ("checkpointing", "full", "full checkpointing: about a third more compute"),
         ("checkpointing", "selective", "selective checkpointing: attention and every other product are not run again"),
         ("attention", "flash", "a fused attention kernel"),
+        ("attention", "efficient", "the memory-efficient attention kernel, keys and values repeated"),
         ("optimizer", "adamw-fused", "fused AdamW: no temporary"),
         ("optimizer", "adamw-8bit", "8-bit AdamW states"),
         ("gradient_dtype", "auto", "gradients summed in the weights' type"),

@@ -177,6 +177,8 @@ class Modules:
         """
         if self.recipe.attention == "eager":
             return self.eager(q, k, v, out, upcast)
+        if self.recipe.attention == "math":
+            return self._math(q, k, v, out)
         tape, efficient = self.tape, self.recipe.attention == "efficient"
         if efficient:
             k, v = self._repeated(k, q.size), self._repeated(v, out)
@@ -205,6 +207,22 @@ class Modules:
         """Keys or values for every query head."""
         same = self.tape.sizes.per_token(x.size) == self.tape.sizes.per_token(size)
         return x if same else self.tape.join((x,), size)
+
+    def _math(self, q: Tensor, k: Tensor, v: Tensor, out: str) -> Tensor:
+        """What PyTorch runs where no fused kernel can: in fp32, on scaled queries and scaled, repeated keys.
+
+        aten/src/ATen/native/transformers/attention.cpp:_scaled_dot_product_attention_math
+        """
+        tape = self.tape
+        q, k, v = tape.lower(q), tape.lower(k), tape.lower(v)
+        width = q.width
+        wide = [tape.cast(each, 4) for each in (q, k, v)]
+        queries = tape.scale(wide[0])
+        keys, values = tape.scale(self._repeated(wide[1], q.size)), self._repeated(wide[2], out)
+        scores = tape.run((queries, keys), "a S", 4, saved=[queries, keys])
+        weights = tape.softmax(scores, 4, fused=False)
+        product = tape.run((weights, values), out, 4, saved=[weights, values])
+        return tape.join((tape.cast(product, width),), out)
 
     def by_token(self, x: Tensor) -> Tensor:
         """The attention's output, copied where the heads lie one behind the other.

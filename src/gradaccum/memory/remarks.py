@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradaccum.core.findings import Finding
 from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION
-from gradaccum.memory.recipe import falls_back
+from gradaccum.memory.recipe import kernel_of
 from gradaccum.units import show_bytes, show_count
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ def remarks(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequen
         *_gradients(setup, memory),
         *_usable(gpu, memory),
         *_routing(setup),
-        *_kernel(setup),
+        *_kernel(setup, gpu),
     ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
 
@@ -93,13 +93,15 @@ def _routing(setup: Setup) -> Iterator[Finding]:
         )
 
 
-def _kernel(setup: Setup) -> Iterator[Finding]:
-    if falls_back(setup):
+def _kernel(setup: Setup, gpu: Gpu) -> Iterator[Finding]:
+    capability = None if gpu.capability is None else float(gpu.capability)
+    if setup.attention == "flash" and kernel_of(setup, capability) == "math":
         yield Finding(
             "GA031",
             "warning",
-            "PyTorch has no fused attention for fp32 with grouped queries: its math form runs, which keeps the scores "
-            "of every head.",
-            "Train in 16 bits or under autocast; or repeat keys and values first, which --attention efficient counts.",
+            f"PyTorch has no fused attention for grouped queries in these types on {gpu.name}: its math form runs, "
+            "which keeps the scores of every head in fp32.",
+            "Repeat keys and values first, as Transformers does with a mask: --attention efficient counts it. In fp32, "
+            "16 bits or autocast help too, from compute capability 8.0 on.",
             "aten/src/ATen/native/transformers/cuda/sdp_utils.cpp",
         )
