@@ -93,7 +93,7 @@ def fit(
 
     model: a name such as `llama-3.1-8b`, a Hugging Face config as a dict or as the path of a config.json. gpu: a name,
     or bytes. target_batch: sequences of one update, for the plan. how: sequence_length (2048 tokens if not given),
-    num_gpus, accum_steps, dtype, optimizer, checkpointing, attention, strategy; see docs/fit.md.
+    num_gpus, accum_steps, dtype, optimizer, checkpointing, lora_rank, quantization, loss and more; see docs/fit.md.
     Raises InputError for what is not known, or makes no sense.
     """
     _install_fit_display()

@@ -45,12 +45,30 @@ def test_json_and_quiet(capsys, tmp_path):
         (["--model", "gpt2"], "--gpu is missing"),
         (["--model", "lama", "--gpu", "t4"], "names no model of the catalog: 'lama'"),
         (["--model", "gpt2", "--gpu", "rtx 409"], "rtx"),
-        (["--model", "gpt2", "--gpu", "t4", "--dtype", "fp8"], "dtype is one of bf16, fp16, fp32, not 'fp8'"),
+        (
+            ["--model", "gpt2", "--gpu", "t4", "--dtype", "fp8"],
+            "dtype is one of bf16, fp16, fp32, bf16-mixed, fp16-mixed",
+        ),
         (["--model", "gpt2", "--gpu", "t4", "-s", "-4"], "must be at least 1, not -4"),
-        (["--model", "mixtral-8x7b", "--gpu", "h200"], "of the family mixtral"),
         (["--model", "none.json", "--gpu", "t4"], "none.json"),
     ],
 )
 def test_mistakes_are_said(capsys, flags, message):
     assert main(["fit", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_adapters_on_quantised_weights(capsys):
+    flags = ["--quantization", "nf4", "--lora-rank", "16", "--lora-targets", "attention", "--checkpointing", "full"]
+    assert main(["fit", "--model", "qwen2.5-7b", "--gpu", "rtx-4090", *flags, "--loss", "fused"]) == 0
+    out = capsys.readouterr().out
+    assert "LoRA of rank 16 on attention layers, nf4 weights, fused loss" in out
+    assert "adapters  4 A, A = 10,092,544 parameters of adapters" in out
+    assert "evidence  bf16, LoRA on nf4, flash attention, full checkpointing, fused loss, one GPU" in out
+
+
+def test_the_type_of_the_model_and_of_its_gradients_are_two_flags(capsys):
+    assert main(["fit", "--model", "gpt2", "--gpu", "t4", "-q", "--dtype", "bf16"]) == 0
+    plain = int(capsys.readouterr().out)
+    assert main(["fit", "--model", "gpt2", "--gpu", "t4", "-q", "--dtype", "bf16", "--grad-dtype", "fp32"]) == 0
+    assert int(capsys.readouterr().out) <= plain

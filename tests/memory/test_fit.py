@@ -99,6 +99,35 @@ def test_a_card_whose_usable_memory_is_not_known_is_said():
     assert "GA023" in [finding.code for finding in found.findings]
 
 
+def test_experts_are_told_how_tokens_are_spread():
+    setup = Setup(model=find_model("qwen3-30b-a3b"), sequence_length=512, checkpointing="full")
+    (finding,) = [each for each in fit(setup, find_gpu("h200")).findings if each.code == "GA030"]
+    assert "8 of 128 experts" in finding.message
+    assert "GA030" not in [each.code for each in fit(Setup(model=SMALL, sequence_length=8), find_gpu("t4")).findings]
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_accumulation_costs_in_every_instant_of_the_backward_pass(checkpointing):
+    """Long sequences and eager attention: the peak is in a layer, and the earlier gradients are there as well."""
+    setup = Setup(model=SMALL, sequence_length=8192, attention="eager", checkpointing=checkpointing)
+    found = fit(setup, find_gpu("h200"))
+    assert found.memory.peak_at in ("backward of the last layer", "recomputation")
+    (finding,) = [each for each in found.findings if each.code == "GA022"]
+    assert "2.3 GiB" in finding.message
+
+
+def test_what_would_buy_has_every_kind_of_change():
+    """Each with the bytes by which the peak at this micro-batch falls."""
+    setup = Setup(model=SMALL, sequence_length=1024, gradient_dtype="fp32", attention="eager")
+    found = fit(setup, find_gpu("a100-sxm-80gb"))
+    words = " ".join(change.words for change in found.changes)
+    for each in ("full checkpointing", "selective", "8-bit", "chunks", "Liger", "fused attention", "weights' type"):
+        assert each in words
+    fused = next(change for change in found.changes if "Liger" in change.words)
+    with_it = memory_of(found.setup.changed("loss", "fused"), found.gpu)
+    assert fused.bytes == found.memory.peak_bytes - with_it.peak_bytes
+
+
 def test_absurd_sizes_are_answered():
     found = fit(Setup(model=SMALL, sequence_length=10**15), find_gpu("b200"))
     assert found.max_micro_batch == 0
@@ -113,3 +142,24 @@ def test_a_ledger_is_the_sum_of_its_lines():
     memory = memory_of(Setup(model=SMALL, sequence_length=64), find_gpu("t4"))
     assert memory.peak_bytes == total(memory.ledger) == sum(line.bytes for line in memory.ledger)
     assert memory.reserved_bytes == memory.peak_bytes + memory.peak_bytes * 6 // 100
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gpu", "math"), [("fp32", "h200", True), ("bf16", "h200", False), ("fp16", "t4", True)]
+)
+def test_a_kernel_that_there_is_none_of_is_said(dtype, gpu, math):
+    """Grouped queries in fp32, or on an old card: the scores of every head are kept in fp32, and it is told."""
+    setup = Setup(model=SMALL, sequence_length=512, dtype=dtype)
+    found = fit(setup, find_gpu(gpu))
+    assert ("GA031" in [finding.code for finding in found.findings]) is math
+    kept, efficient = (
+        next(line.bytes for line in memory_of(each, found.gpu).ledger if line.name == "activations")
+        for each in (setup.with_micro_batch(4), setup.changed("attention", "efficient").with_micro_batch(4))
+    )
+    scores = 16 * 4 * 512 * 4 * 32 * 512
+    assert (kept > efficient + 0.9 * scores) is math
+
+
+def test_queries_that_are_not_grouped_have_a_kernel_everywhere():
+    setup = Setup(model=find_model("gpt2"), sequence_length=512, dtype="fp32")
+    assert "GA031" not in [finding.code for finding in fit(setup, find_gpu("t4")).findings]

@@ -496,7 +496,7 @@ def _family(content: Mapping[str, Any]) -> str:
         message = f"has no model_type, which says how the blocks are built; known are {', '.join(known)}"
         raise InputError(Problem("config", message))
     message = f"has the unknown model_type {quote(str(family))}; known are {', '.join(known)}"
-    hint = ". Any PyTorch module, this one too, can be traced instead"
+    hint = ". Any PyTorch module, this one too, can be traced instead: --model module:function"
     raise InputError(Problem("config", message + hint, nearest_words(str(family)[:40], known)))
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   gradaccum fit --model llama-3.2-1b --gpu rtx-4090 -s 2048 -t 64
   gradaccum fit --model qwen2.5-7b --gpu a100-sxm-80gb -g 8 --strategy fsdp2 -s 4096 -t 512
-  gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full"""
+  gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full
+  gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention"""
 
 COUNTS = {
     "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
@@ -36,10 +37,11 @@ def parser() -> Parser:
         found.add_argument(short, "--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
     how = found.add_argument_group("how it is trained")
     for name, choices in CHOICES.items():
-        flags = ["--" + name] + (["--gradient-dtype"] if name == "dtype" else [])  # what --dtype means elsewhere
         default = "" if name == "strategy" else f" (default: {choices[0]})"
         text = f"{', '.join(choices)}: {MEANINGS[name]}{default}"
-        how.add_argument(*flags, dest=name, action=Once, metavar="WORD", help=text)
+        how.add_argument("--" + name.replace("_", "-"), dest=name, action=Once, metavar="WORD", help=text)
+    text = "train adapters of this rank, and freeze the model (default: 0, all is trained)"
+    how.add_argument("--lora-rank", dest="lora_rank", action=Once, metavar="N", help=text)
     form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all of it as JSON")
     form.add_argument("-q", "--quiet", action="store_true", help="the micro-batch alone")
@@ -68,9 +70,25 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from gradaccum.show.fit import fit_text
 
-    words = f"{setup.dtype}, {setup.optimizer}, {setup.attention} attention, checkpointing {setup.checkpointing}"
-    print(fit_text(found.to_dict(), gpu.name, f"sequences of {setup.sequence_length:,} tokens, {words}"))
+    print(fit_text(found.to_dict(), gpu.name, _in_words(setup)))
     return 0
+
+
+def _in_words(setup: Setup) -> str:
+    words = [
+        f"sequences of {setup.sequence_length:,} tokens",
+        setup.dtype,
+        setup.optimizer,
+        f"{setup.attention} attention",
+        f"checkpointing {setup.checkpointing}",
+    ]
+    if setup.lora_rank:
+        words.append(f"LoRA of rank {setup.lora_rank} on {setup.lora_targets} layers")
+    if setup.quantization != "none":
+        words.append(f"{setup.quantization} weights")
+    if setup.loss != "full":
+        words.append(f"{setup.loss} loss")
+    return ", ".join(words)
 
 
 _EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
@@ -83,6 +101,8 @@ def _setup(options: argparse.Namespace) -> Setup:
         if getattr(options, name) is not None and name != "target_batch"
     }
     how = {name: getattr(options, name) for name in CHOICES if getattr(options, name) is not None}
+    if options.lora_rank is not None:
+        counts["lora_rank"] = read_count(options.lora_rank, "lora_rank", 0)
     if counts.get("num_gpus", 1) > 1:
         how.setdefault("strategy", "ddp")
     counts.setdefault("sequence_length", 2048)

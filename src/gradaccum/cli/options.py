@@ -82,11 +82,12 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """The parsed arguments. Raises InputError, with the nearest flags, for one that nobody knows."""
     if any(argument.partition("=")[0] == "--steps" for argument in arguments):
         print("--steps is read as --updates: optimizer updates, not accumulation steps", file=sys.stderr)
-    options, unknown = parser.parse_known_args([_canonical(argument) for argument in arguments])
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    words = [each if each.partition("=")[0] in flags else _canonical(each) for each in arguments]
+    options, unknown = parser.parse_known_args(words)
     if not unknown:
         return options
     first = unknown[0].partition("=")[0]
-    flags = [flag for action in parser._actions for flag in action.option_strings]
     aliases = {"--" + alias.replace("_", "-"): BY_NAME[name].flag for alias, name in NAME_OF.items()}
     close = nearest_words(first[:40], [*flags, *aliases])
     nearest = list(dict.fromkeys(aliases.get(flag, flag) for flag in close))

@@ -1,9 +1,8 @@
-"""What one layer keeps for its backward pass, in bytes per token: the sum over the tensors that autograd saves.
+"""What the layers keep for the backward pass, and the peaks of one layer, forward and back.
 
-The families are those of Transformers, in whose modelling code each term is found; h hidden, f MLP width, a heads,
-q = a x head_dim, kv = kv_heads x head_dim, w bytes of the dtype, S sequence length. Saved once where several
-operations save the same storage; without a cache of keys and values (use_cache=False), as training has no use for one.
-Dropout masks are one byte for each element; on a GPU the fused attention keeps none of its own.
+A layer is put on a tape, operation by operation, as Transformers, PEFT and bitsandbytes run it; what is kept follows.
+Letters of the formulas: h hidden, f MLP width, a heads, q = a x head_dim, kv = kv_heads x head_dim, S sequence length.
+Without a cache of keys and values (use_cache=False), as training has no use for one.
 """
 
 from __future__ import annotations
@@ -11,111 +10,168 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradaccum.errors import InputError, Problem
+from gradaccum.memory.families import LAYERS, run_embedding, run_layer
+from gradaccum.memory.modules import COPIES, Modules, Recipe, sizes_of
+from gradaccum.memory.peaks import Backward, Moment, forward, highest
+from gradaccum.memory.tape import Tape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from gradaccum.catalog.models import Model
+    from collections.abc import Iterable
 
-RMS = ("gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
-CLASSIC = ("bert", "gpt2", "gpt_neox", "opt", "phi", "roberta")
-KNOWN = tuple(sorted(RMS + CLASSIC))
+    from gradaccum.catalog.models import Model
+    from gradaccum.memory.modules import Weight
+    from gradaccum.memory.tape import Storage
+
+KNOWN = tuple(sorted(LAYERS))
+
+AUTOGRAD = "the tensors that autograd saves in Transformers' modelling code"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the saved tensors. per_token: bytes. formula: of per_token, with the letters above."""
+    """Some of the saved tensors. bytes: of one sequence; fixed: whatever the batch; formula: bytes for one token."""
 
     name: str
-    per_token: int
+    bytes: int
+    fixed: int
     formula: str
 
 
-def layer_parts(model: Model, width: int, attention: str, sequence_length: int) -> tuple[Part, ...]:
-    """What one layer saves. width: bytes of the dtype; attention: flash or eager.
+@dataclass(frozen=True)
+class Layer:
+    """One layer's bytes: of one sequence, and fixed ones that do not grow with the batch.
+
+    kept: from its forward pass to its backward pass; formula: its bytes for one token. copies: what of it autocast's
+    cache holds as well. computing: the moments at which it runs forward, keeping all, and backward; behind
+    checkpointing they leave out what was kept. weights: its linear layers.
+    """
+
+    kept: int
+    kept_fixed: int
+    formula: str
+    copies: int
+    computing: tuple[Moment, ...]
+    full: str
+    weights: tuple[Weight, ...]
+
+
+def layer_tape(model: Model, recipe: Recipe, length: int, *, routed: bool = False, first: bool = False) -> Modules:
+    """One layer on a tape. length: tokens of a sequence; first: its input wants no gradient, as the first one's.
 
     Raises InputError for a family whose layer is not known here.
     """
-    if model.family not in KNOWN:
+    if model.family not in LAYERS:
         raise InputError(
             Problem(
                 "model",
-                f"is of the family {model.family}, whose layer the closed form does not know",
-                [each for each in KNOWN if each[:3] == model.family[:3]],
+                f"is of the family {model.family}, whose layer the closed form does not know; known are "
+                f"{', '.join(KNOWN)}. Any PyTorch module can be traced: --model module:function",
             )
         )
-    return (*_norms(model, width), *_attention(model, width, attention, sequence_length), *_mlp(model, width))
+    tape = Tape(sizes_of(model, length), recipe.low)
+    modules = Modules(model, recipe, tape)
+    run_layer(modules, tape.new("h", recipe.others, grad=not first), routed)
+    return modules
 
 
-def layer_bytes(model: Model, width: int, attention: str, sequence_length: int) -> int:
-    """The sum of layer_parts, in bytes per token."""
-    return sum(part.per_token for part in layer_parts(model, width, attention, sequence_length))
+def layer_parts(model: Model, recipe: Recipe, length: int, *, routed: bool = False, first: bool = False) -> list[Part]:
+    """What one layer saves, by part."""
+    found: dict[str, list[Storage]] = {}
+    for storage in layer_tape(model, recipe, length, routed=routed, first=first).tape.kept():
+        found.setdefault(storage.part, []).append(storage)
+    return [
+        Part(name, sum(each.bytes for each in storages), sum(each.fixed for each in storages), formula(storages))
+        for name, storages in found.items()
+    ]
 
 
-def norm_bytes(model: Model, width: int, size: int, groups: int = 1) -> int:
-    """What one norm over `size` features saves, its output apart where a linear layer keeps that anyway.
+def formula(storages: Iterable[Storage]) -> str:
+    """The bytes for one token by letter: "14 h + 8 f + 4"."""
+    total: dict[str, int] = {}
+    for storage in storages:
+        for letter, multiple in storage.coefficients.items():
+            total[letter] = total.get(letter, 0) + multiple
+    numbers = sum(int(letter) * multiple for letter, multiple in total.items() if letter.isdigit())
+    terms = [f"{multiple} {letter}" for letter, multiple in total.items() if not letter.isdigit()]
+    return " + ".join(terms + [str(numbers)] * (numbers > 0))
 
-    An RMSNorm computes in fp32: it saves that copy of its input, and what it multiplies with its weight: in the
-    model's dtype (Llama), or in fp32 (OLMo 2, Gemma); and one or more fp32 numbers for each group. LayerNorm is one
-    kernel, which saves its input, and mean and 1/deviation in fp32.
+
+_LAYERS: dict[tuple[object, ...], Layer] = {}
+MOST = 256
+"""Layers that are remembered: a search asks for the same ones for each micro-batch."""
+
+
+def layer(model: Model, recipe: Recipe, length: int, checkpointing: str, routed: bool, first: bool) -> Layer:
+    """One layer's bytes. checkpointing: none, selective or full."""
+    key = (model, recipe, length, checkpointing, routed, first)
+    found = _LAYERS.get(key)
+    if found is None:
+        if len(_LAYERS) >= MOST:
+            _LAYERS.clear()
+        found = _LAYERS[key] = _layer(model, recipe, length, checkpointing, routed, first)
+    return found
+
+
+def _layer(model: Model, recipe: Recipe, length: int, checkpointing: str, routed: bool, first: bool) -> Layer:
+    modules = layer_tape(model, recipe, length, routed=routed, first=first)
+    tape = modules.tape
+    saved = tape.kept()
+    entry, output = tape.operations[0].inputs[0], tape.operations[-1].output
+    kept = saved
+    if checkpointing != "none":
+        kept = [entry.storage, *(_cached(tape) if checkpointing == "selective" else [])]
+    without = {id(storage) for storage in kept} if checkpointing != "none" else set()
+    moments = Backward(tape, without).run(output)
+    if checkpointing != "none":
+        last = output.storage.bytes  # its gradient waits
+        moments += [
+            Moment(each.kept, each.kept_fixed, each.moving + last, each.moving_fixed) for each in forward(tape, without)
+        ]
+    return Layer(
+        sum(each.bytes for each in kept),
+        sum(each.fixed for each in kept),
+        formula(kept),
+        sum(each.fixed for each in saved if each.part == COPIES),
+        highest(moments),
+        formula(saved),
+        tuple(modules.weights),
+    )
+
+
+def _cached(tape: Tape) -> list[Storage]:
+    """What selective checkpointing keeps besides the input: results of every other product, and of the attention.
+
+    torchtitan/distributed/activation_checkpoint.py: aten.mm, of which the second, fourth, ... are computed again, and
+    the fused attentions. A linear layer with a bias runs addmm, which is not on that list.
     """
-    if model.norm == "layer":
-        return width * size + 8 * groups
-    if model.family == "gemma":
-        return 8 * size + 12 * groups
-    if model.family == "olmo2":
-        return 8 * size + 4 * groups
-    return (4 + width) * size + 4 * groups
+    products = [each for each in tape.operations if each.kind == "mm"]
+    found = [each.output.storage for place, each in enumerate(products) if place % 2 == 0]
+    for each in tape.operations:
+        if each.kind == "attention":
+            found += [each.output.storage, each.saved[3]]
+    return found
 
 
-def _norms(model: Model, width: int) -> list[Part]:
-    h = model.hidden
-    # Post-norms of BERT save what the next layer reads anyway: counted with the linear layers' inputs.
-    count = model.norms * norm_bytes(model, width, h)
-    formulas = {"layer": "w h + 8", "gemma": "8 h + 12", "olmo2": "8 h + 4"}
-    formula = formulas.get("layer" if model.norm == "layer" else model.family, "(4 + w) h + 4")
-    parts = [Part("norms", count, f"{model.norms} x ({formula})")]
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    if model.qk_norm:
-        per_head = model.qk_norm == "head"
-        saved = norm_bytes(model, width, queries, model.heads if per_head else 1)
-        saved += norm_bytes(model, width, keys, model.kv_heads if per_head else 1)
-        parts.append(Part("norms of queries and keys", saved, "the same over q and over kv"))
-    return parts
+def layers(model: Model, recipe: Recipe, length: int, checkpointing: str) -> list[tuple[int, Layer]]:
+    """How many layers there are of each kind, in the order of the forward pass."""
+    inputs_want = not recipe.rank or checkpointing != "none"
+    kinds = [(model.layers - model.moe_layers, False), (model.moe_layers, True)]
+    found: list[tuple[int, Layer]] = []
+    for count, routed in kinds:
+        if count and not inputs_want and not found:
+            # Without checkpointing nothing asks for the gradient of the first layer's input.
+            found.append((1, layer(model, recipe, length, checkpointing, routed, True)))
+            count -= 1
+        if count:
+            found.append((count, layer(model, recipe, length, checkpointing, routed, False)))
+    return found
 
 
-def _attention(model: Model, width: int, attention: str, sequence_length: int) -> list[Part]:
-    h, a = model.hidden, model.heads
-    queries, keys = a * model.head_dim, model.kv_heads * model.head_dim
-    parts = [Part("input of the projections", width * h, "w h")]
-    if attention == "flash":
-        parts.append(Part("queries, keys, values, output", width * (2 * queries + 2 * keys), "w (2 q + 2 kv)"))
-        parts.append(Part("log-sum-exp", 4 * a, "4 a"))
-        # Values are a view of a fused projection, so its queries and keys stay, beside those that were rotated.
-        if model.family in ("phi3", "gpt_neox"):
-            own = queries if model.family == "phi3" else 0
-            parts.append(
-                Part("the fused projection", width * (queries + keys + own), "w (q + kv)" + " + w q" * (own > 0))
-            )
-        if model.family == "phi":
-            parts.append(Part("output in the order of the heads", width * queries, "w q"))
-    else:
-        copies = 3 if model.family == "gpt_neox" else 4
-        upcast = 0 if width == 4 or model.family in ("bert", "gpt2", "roberta") else 4
-        words = "(4 + w) a S: softmax in fp32, and in the dtype" if upcast else "w a S"
-        parts.append(
-            Part("queries, keys, values, output", width * copies * queries, f"{copies} w q, keys and values repeated")
-        )
-        parts.append(Part("scores", (upcast + width) * a * sequence_length, words))
-    if model.hidden_dropout:
-        parts.append(Part("dropout masks", 2 * h, "2 h"))
-    return parts
-
-
-def _mlp(model: Model, width: int) -> list[Part]:
-    h, f = model.hidden, model.ffn
-    inputs = [] if model.parallel and model.norms == 1 else [Part("input of the MLP", width * h, "w h")]
-    if model.gated:
-        return [*inputs, Part("MLP: gate, its activation, up, product", 4 * width * f, "4 w f")]
-    # GELU as Transformers' NewGELUActivation writes it keeps four steps besides its input; a fused one its input alone.
-    kept = {"gelu_new": 5, "relu": 1}.get(model.activation, 2)
-    return [*inputs, Part("MLP: inner activations", kept * width * f, f"{kept} w f")]
+def embedding(model: Model, recipe: Recipe, length: int, checkpointed: bool) -> tuple[int, str]:
+    """What is kept between the embedding table and the first layer: bytes of one sequence, formula for one token."""
+    tape = Tape(sizes_of(model, length), recipe.low)
+    modules = Modules(model, recipe, tape)
+    run_embedding(modules, tape.new("h", recipe.others, grad=recipe.trained or checkpointed))
+    kept = tape.kept()
+    return sum(each.bytes for each in kept), formula(kept)

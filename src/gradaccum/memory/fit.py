@@ -9,6 +9,7 @@ from gradaccum.core.plan import make_plan
 from gradaccum.core.request import Request
 from gradaccum.memory.answer import Change, Fit, Memory
 from gradaccum.memory.closed_form import peak
+from gradaccum.memory.loss import CHUNKS
 from gradaccum.memory.outside import evidence, outside
 from gradaccum.memory.remarks import remarks
 
@@ -107,11 +108,17 @@ def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
     """What would buy most at this micro-batch, most bytes first."""
     options = [
         ("checkpointing", "full", "full checkpointing: about a third more compute"),
+        ("checkpointing", "selective", "selective checkpointing: attention and every other product are not run again"),
         ("attention", "flash", "a fused attention kernel"),
+        ("attention", "efficient", "the memory-efficient attention kernel, keys and values repeated"),
         ("optimizer", "adamw-fused", "fused AdamW: no temporary"),
         ("optimizer", "adamw-8bit", "8-bit AdamW states"),
+        ("gradient_dtype", "auto", "gradients summed in the weights' type"),
     ]
-    if setup.num_gpus > 1:
+    if setup.model.head == "lm":
+        options.append(("loss", "chunked", f"loss in {CHUNKS} chunks of tokens"))
+        options.append(("loss", "fused", "head and loss in one kernel, as Liger's"))
+    if setup.num_gpus > 1 and setup.quantization == "none" and not setup.dtype.endswith("-mixed"):
         options.append(("strategy", "fsdp2", "FSDP2: weights, gradients and states shared by the ranks"))
     found = []
     for name, word, words in options:

@@ -44,9 +44,17 @@ class Evidence:
 
 def evidence(setup: Setup) -> Evidence:
     """What is known of this regime: kernel family, precision, sharding."""
-    checkpointed = ", full checkpointing" if setup.checkpointing == "full" else ""
-    gpus = "one GPU" if setup.num_gpus == 1 else f"{setup.strategy} on several GPUs"
-    return Evidence(f"{setup.dtype}, {setup.attention} attention{checkpointed}, {gpus}", 0, None)
+    words = [setup.dtype, f"{setup.attention} attention"]
+    if setup.lora_rank:
+        words.insert(1, "LoRA" if setup.quantization == "none" else f"LoRA on {setup.quantization}")
+    if setup.model.experts:
+        words.append("experts")
+    if setup.checkpointing != "none":
+        words.append(f"{setup.checkpointing} checkpointing")
+    if setup.loss != "full":
+        words.append(f"{setup.loss} loss")
+    words.append("one GPU" if setup.num_gpus == 1 else f"{setup.strategy} on several GPUs")
+    return Evidence(", ".join(words), 0, None)
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,8 @@ class Outside:
 def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
     """The allocator's slack, the CUDA context and the communication library."""
     peak = total(ledger)
-    most = 112 if setup.attention == "flash" else 149
-    as_a_rule = 106 if setup.attention == "flash" else 120
+    most = 149 if setup.attention == "eager" else 112
+    as_a_rule = 120 if setup.attention == "eager" else 106
     slack = Outside(
         "allocator slack",
         0,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gradaccum.core.findings import Finding
-from gradaccum.memory.closed_form import END_OF_FORWARD
+from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION
+from gradaccum.memory.recipe import kernel_of
 from gradaccum.units import show_bytes, show_count
 
 TYPE_CHECKING = False
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
 
 def remarks(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> tuple[Finding, ...]:
     """The findings, warnings first. surely: the largest micro-batch that fits at worst; changes: best first."""
-    found = [*_room(setup, gpu, memory, surely, changes), *_gradients(setup, memory), *_usable(gpu, memory)]
+    found = [
+        *_room(setup, gpu, memory, surely, changes),
+        *_gradients(setup, memory),
+        *_usable(gpu, memory),
+        *_routing(setup),
+        *_kernel(setup, gpu),
+    ]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
 
 
@@ -46,7 +53,7 @@ def _room(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence
 
 
 def _gradients(setup: Setup, memory: Memory) -> Iterator[Finding]:
-    if not setup.accumulates or memory.peak_at != END_OF_FORWARD:
+    if not setup.accumulates or memory.peak_at not in (END_OF_FORWARD, LAST_LAYER, RECOMPUTATION):
         return
     for line in memory.ledger:
         if line.name.startswith("gradients"):
@@ -69,4 +76,32 @@ def _usable(gpu: Gpu, memory: Memory) -> Iterator[Finding]:
             "taken.",
             "Leave some room: a display, ECC and other processes take theirs.",
             "no source prints it",
+        )
+
+
+def _routing(setup: Setup) -> Iterator[Finding]:
+    model = setup.model
+    if model.experts:
+        yield Finding(
+            "GA030",
+            "note",
+            f"Each token is taken to go to {show_count(model.experts_per_token)} of {show_count(model.experts)} "
+            "experts, and none is dropped: the rows of all experts lie in one tensor, so that on one GPU uneven "
+            "routing costs nothing.",
+            "Experts with a capacity of their own, or shared out over ranks, take more where routing is uneven.",
+            "transformers/integrations/moe.py:grouped_mm_experts_forward",
+        )
+
+
+def _kernel(setup: Setup, gpu: Gpu) -> Iterator[Finding]:
+    capability = None if gpu.capability is None else float(gpu.capability)
+    if setup.attention == "flash" and kernel_of(setup, capability) == "math":
+        yield Finding(
+            "GA031",
+            "warning",
+            f"PyTorch has no fused attention for grouped queries in these types on {gpu.name}: its math form runs, "
+            "which keeps the scores of every head in fp32.",
+            "Repeat keys and values first, as Transformers does with a mask: --attention efficient counts it. In fp32, "
+            "16 bits or autocast help too, from compute capability 8.0 on.",
+            "aten/src/ATen/native/transformers/cuda/sdp_utils.cpp",
         )

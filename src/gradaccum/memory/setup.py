@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradaccum.errors import InputError, Problem, nearest_words
+from gradaccum.memory import training
 from gradaccum.units import quote, show_count
 
 TYPE_CHECKING = False
@@ -13,26 +14,23 @@ if TYPE_CHECKING:
 
     from gradaccum.catalog.models import Model
 
-DTYPES = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-loop", "adamw-8bit", "sgd", "sgd-momentum")
-CHECKPOINTING = ("none", "full")
-ATTENTION = ("flash", "eager")
+ATTENTION = ("flash", "efficient", "eager")
 STRATEGIES = ("single", "ddp", "fsdp2")
 
 CHOICES = {
-    "dtype": DTYPES,
+    **training.CHOICES,
     "optimizer": OPTIMIZERS,
-    "checkpointing": CHECKPOINTING,
     "attention": ATTENTION,
     "strategy": STRATEGIES,
 }
 
 MEANINGS = {
-    "dtype": "type of weights, gradients, activations and Adam's states",
+    **training.MEANINGS,
     "optimizer": "adamw is the foreach form, PyTorch's default on a GPU; -fused has no temporary, -loop the largest "
     "parameter's, -8bit has states of one byte",
-    "checkpointing": "full: each layer keeps its input alone, and is computed again in the backward pass",
-    "attention": "flash: a fused kernel; eager: the scores of every head are kept, a x sequence length for each token",
+    "attention": "flash: a fused kernel, which fp32 with grouped queries has none of; efficient: PyTorch's "
+    "memory-efficient kernel, keys and values repeated; eager: the scores of every head are kept",
     "strategy": "single: one GPU; ddp: every rank holds all; fsdp2: the ranks share weights, gradients and states",
 }
 
@@ -42,8 +40,8 @@ class Setup:
     """One training run's memory question. Raises InputError, with one Problem for each fault.
 
     sequence_length: tokens. micro_batch: sequences of one rank. accum_steps: micro-steps per update; None is "two or
-    more", since from two on the memory is the same. num_gpus: data-parallel ranks. The other fields are words of
-    CHOICES.
+    more", since from two on the memory is the same. num_gpus: data-parallel ranks. lora_rank: of the adapters, 0
+    where all weights are trained. The other fields are words of CHOICES.
     """
 
     model: Model
@@ -52,6 +50,11 @@ class Setup:
     accum_steps: int | None = None
     num_gpus: int = 1
     dtype: str = "bf16"
+    gradient_dtype: str = "auto"
+    lora_rank: int = 0
+    lora_targets: str = "default"
+    quantization: str = "none"
+    loss: str = "full"
     optimizer: str = "adamw"
     checkpointing: str = "none"
     attention: str = "flash"
@@ -80,8 +83,8 @@ class Setup:
 
     @property
     def width(self) -> int:
-        """Bytes of one weight, gradient or activation."""
-        return 4 if self.dtype == "fp32" else 2
+        """Bytes of one weight that is trained whole, and of its gradient."""
+        return 4 if self.dtype == "fp32" or self.dtype.endswith("-mixed") else 2
 
     @property
     def accumulates(self) -> bool:
@@ -94,7 +97,7 @@ class Setup:
 
     def changed(self, name: str, value: int | str) -> Setup:
         """The same with another value of one field."""
-        values = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, "model")}
+        values = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, "lora_rank", "model")}
         values[name] = value
         return Setup(**values)
 
@@ -112,6 +115,9 @@ def _problems(setup: Setup) -> Iterator[Problem]:
         if word not in words:
             near = nearest_words(word, words) or list(words)
             yield Problem(name, f"is one of {', '.join(words)}, not {quote(word)}", near)
+    if all(getattr(setup, name) in words for name, words in CHOICES.items()):
+        names = (*training.CHOICES, "lora_rank", "strategy")
+        yield from training.problems(setup.model, {name: getattr(setup, name) for name in names})
     if setup.strategy == "single" and setup.num_gpus > 1:
         message = f"is single, which is one GPU, not {show_count(setup.num_gpus)}"
         yield Problem("strategy", message, ["ddp", "fsdp2"])
