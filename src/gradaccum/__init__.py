@@ -93,22 +93,21 @@ def fit(
 
     model: a name such as `llama-3.1-8b`, a Hugging Face config as a dict or as the path of a config.json. gpu: a name,
     or bytes. target_batch: sequences of one update, for the plan. how: sequence_length (2048 tokens if not given),
-    num_gpus, accum_steps, dtype, optimizer, checkpointing, lora_rank, quantization, loss and more; see docs/fit.md.
+    num_gpus, accum_steps, dtype, optimizer, checkpointing, lora_rank, strategy, tensor_parallel and more: docs/fit.md.
     Raises InputError for what is not known, or makes no sense.
     """
     _install_fit_display()
     from gradaccum.catalog.gpus import Gpu, find_gpu
     from gradaccum.catalog.models import Model, find_model, read_config
     from gradaccum.memory.fit import fit as largest
+    from gradaccum.memory.layout import with_default_strategy
     from gradaccum.memory.setup import Setup
 
     if not isinstance(model, Model):
         named = isinstance(model, str) and not model.endswith(".json")
         model = find_model(str(model)) if named else read_config(model)
     how.setdefault("sequence_length", 2048)
-    if how.get("num_gpus", 1) != 1:
-        how.setdefault("strategy", "ddp")
-    setup = Setup(model=model, **how)  # type: ignore[arg-type]
+    setup = Setup(model=model, **with_default_strategy(how))  # type: ignore[arg-type]
     return largest(setup, gpu if isinstance(gpu, Gpu) else find_gpu(gpu), target_batch)
 
 

@@ -72,3 +72,33 @@ def test_the_type_of_the_model_and_of_its_gradients_are_two_flags(capsys):
     plain = int(capsys.readouterr().out)
     assert main(["fit", "--model", "gpt2", "--gpu", "t4", "-q", "--dtype", "bf16", "--grad-dtype", "fp32"]) == 0
     assert int(capsys.readouterr().out) <= plain
+
+
+def test_a_model_over_several_gpus(capsys):
+    flags = ["-g", "64", "-s", "4096", "-t", "512", "--tensor-parallel", "8", "--pipeline-parallel", "4"]
+    how = ["--sequence-parallel", "--distributed-optimizer", "--optimizer", "adamw-fused"]
+    assert main(["fit", "--model", "llama-3.1-70b", "--gpu", "h100-sxm-80gb", *flags, *how]) == 0
+    out = capsys.readouterr().out
+    assert "ddp over 2 ranks, tensor parallel 8, pipeline parallel 4, sequence parallel, distributed optimizer" in out
+    assert "micro-batch x 2 GPUs x" in out
+    assert "peak: backward of the last layer, first of 4 stages" in out
+    assert main(["fit", "--model", "gpt2", "--gpu", "t4", "-g", "6", "--tensor-parallel", "4"]) == 2
+    assert "nearest: 4 or 8" in capsys.readouterr().err
+
+
+def test_fsdp2_with_its_flags(capsys):
+    flags = [
+        "-g",
+        "8",
+        "--strategy",
+        "fsdp2",
+        "--no-reshard-after-forward",
+        "--reduce",
+        "last",
+        "--reduce-dtype",
+        "fp32",
+    ]
+    assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "h100-sxm-80gb", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "fsdp2 over 8 ranks, not resharded after forward, gradients reduced at the last micro-step, in fp32" in out
+    assert "unsharded layers  w L G" in out

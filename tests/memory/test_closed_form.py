@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from gradaccum.catalog.models import find_model, models, read_config
 from gradaccum.errors import InputError
-from gradaccum.memory.closed_form import END_OF_FORWARD, OPTIMIZER_STEP, instants, peak
+from gradaccum.memory import layout
+from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, OPTIMIZER_STEP, instants, peak
 from gradaccum.memory.ledger import total
 from gradaccum.memory.setup import CHOICES, OPTIMIZERS, Setup
 
@@ -60,7 +61,9 @@ def test_checkpointing_keeps_the_inputs_alone():
 @settings(max_examples=200)
 @given(st.data())
 def test_what_must_hold(data):
-    words = {name: data.draw(st.sampled_from(choices)) for name, choices in CHOICES.items() if name != "strategy"}
+    words = {
+        name: data.draw(st.sampled_from(choices)) for name, choices in CHOICES.items() if name not in layout.CHOICES
+    }
     try:
         setup = Setup(
             model=data.draw(st.sampled_from(models())),
@@ -210,8 +213,11 @@ def test_fsdp2_shares_states_and_gathers_layers():
     assert lines["weights"] == lines["gradients"] == 2 * model.params // 8
     assert lines["optimizer states"] == 4 * model.params // 8
     tables = 2 * 128256 * 4096
-    assert lines["unsharded embedding and head"] == 2 * tables
-    assert lines["unsharded layers in flight"] == 8 * ((model.params - tables) // 32)
+    layer = (model.params - tables - 4096) // 32
+    lines = {line.name: line.bytes for line in instants(setup)[LAST_LAYER]}
+    assert lines["unsharded root group"] == 2 * (tables + 4096)
+    assert lines["layer, and the next one's gather"] == 2 * 2 * layer
+    assert lines["gradients of one layer"] == lines["a layer's reduce-scatter"] == 2 * layer
 
 
 def test_hopper_has_larger_workspaces():
@@ -231,7 +237,7 @@ def test_hopper_has_larger_workspaces():
         ({"model": "bert-base", "lora_rank": 8, "quantization": "nf4"}, "quantization: of bert-base is not known"),
         ({"model": "opt-350m", "lora_rank": 8, "lora_targets": "all-linear"}, "adapt layers beside the blocks of opt"),
         ({"lora_rank": 8, "quantization": "int8", "dtype": "fp32"}, "dtype: of int8 products is fp16 or bf16"),
-        ({"dtype": "bf16-mixed", "strategy": "fsdp2"}, "dtype: bf16-mixed is not known together with fsdp2"),
+        ({"dtype": "bf16-mixed", "strategy": "zero2"}, "dtype: bf16-mixed is autocast's; DeepSpeed keeps fp32 weights"),
         ({"lora_rank": 8, "quantization": "nf4", "strategy": "fsdp2"}, "quantization: nf4 is not known together"),
         ({"dtype": "fp8", "lora_rank": -1}, "dtype: is one of bf16, fp16"),
     ],

@@ -143,6 +143,20 @@ _BASE: dict[str, Any] = {
     "checked": (),
 }
 
+_OWN = (
+    "id name family layers hidden heads kv_heads head_dim value_dim ffn positions embedding_width params note source "
+    "day"
+).split()
+
+
+def reshaped(model: Model, **changes: Any) -> Model:
+    """The same with other values of some fields, `params` counted anew unless it is given."""
+    fields = {name: getattr(model, name) for name in (*_OWN, *_BASE)}
+    fields.update(changes)
+    made = Model(**fields)
+    return made if "params" in changes else reshaped(made, params=count_params(made))
+
+
 _BIASED = {"qkv_bias": True, "o_bias": True, "mlp_bias": True}
 _CLASSIC = {"norm": "layer", "gated": False, **_BIASED}
 _GEMMA = {"tied": True, "activation": "gelu_pytorch_tanh", "head_dim": 256}
@@ -225,11 +239,21 @@ def count_params(model: Model) -> int:
 
     A tied output head counts once. Buffers are not counted: GPT-2's causal mask, the routing bias of DeepSeek-V3.
     """
-    count = _embeddings(model) + model.layers * (_attention(model) + model.norms * _norm(model, model.hidden))
+    return sum(params_by_part(model).values())
+
+
+def params_by_part(model: Model) -> dict[str, int]:
+    """The parameters of the embedding, of all layers without their routed experts, of these, and of norm and head."""
+    count = model.layers * (_attention(model) + model.norms * _norm(model, model.hidden))
     count += (model.layers - model.moe_layers) * _mlp(model, model.ffn)
-    count += model.moe_layers * (model.hidden * model.experts + _experts(model))
-    count += _norm(model, model.hidden) if model.final_norm else 0
-    return count + _head(model)
+    count += model.moe_layers * (model.hidden * model.experts + _shared_experts(model))
+    return {
+        "embedding": _embeddings(model),
+        "layers": count,
+        "experts": model.moe_layers * model.experts * _matrices(model, model.expert_ffn),
+        "norm": _norm(model, model.hidden) if model.final_norm else 0,
+        "head": _head(model),
+    }
 
 
 def active_params(model: Model) -> int:
@@ -284,10 +308,9 @@ def _matrices(model: Model, width: int) -> int:
     return (3 if model.gated else 2) * model.hidden * width
 
 
-def _experts(model: Model) -> int:
-    """The routed experts, which have no biases, and the shared ones as one MLP as wide as they are together."""
-    shared = _mlp(model, model.shared_experts * model.expert_ffn) if model.shared_experts else 0
-    return model.experts * _matrices(model, model.expert_ffn) + shared
+def _shared_experts(model: Model) -> int:
+    """One MLP as wide as they are together; routed experts have no biases."""
+    return _mlp(model, model.shared_experts * model.expert_ffn) if model.shared_experts else 0
 
 
 def _norm(model: Model, width: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gradaccum.cli.options import Once, Parser, new_parser, parse
 from gradaccum.errors import InputError, Problem
+from gradaccum.memory import layout
+from gradaccum.memory.ranks import layout_words
 from gradaccum.memory.setup import CHOICES, MEANINGS, Setup
 from gradaccum.units import read_count
 
@@ -17,14 +19,30 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   gradaccum fit --model llama-3.2-1b --gpu rtx-4090 -s 2048 -t 64
   gradaccum fit --model qwen2.5-7b --gpu a100-sxm-80gb -g 8 --strategy fsdp2 -s 4096 -t 512
+  gradaccum fit --model llama-3.1-70b --gpu h100-sxm-80gb -g 64 -s 8192 --tensor-parallel 8 --strategy fsdp2
   gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full
   gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention"""
 
 COUNTS = {
     "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
-    "num_gpus": ("-g", "data-parallel GPUs (default: 1)"),
+    "num_gpus": ("-g", "all GPUs of the run (default: 1)"),
     "target_batch": ("-t", "sequences that you want per update, for the plan"),
     "accum_steps": ("-a", "micro-steps per update; two or more are the same (default: as many as the plan needs)"),
+}
+
+LAYOUT = {
+    "shard_size": "ranks of one group that shards, for hsdp",
+    "tensor_parallel": "GPUs that share each layer (default: 1)",
+    "pipeline_parallel": "pipeline stages, one forward one backward; the heaviest is shown (default: 1)",
+    "virtual_pipeline": "stages per rank under interleaving (default: 1)",
+    "context_parallel": "GPUs that share each sequence (default: 1)",
+    "expert_parallel": "data-parallel ranks that share the experts (default: 1)",
+}
+FLAGS = {
+    "sequence_parallel": "tensor-parallel ranks share the residual stream too, as in Megatron",
+    "distributed_optimizer": "Megatron's: ddp, with fp32 gradients, and fp32 weights and states shared",
+    "gradient_as_bucket_view": "ddp: gradients are views of the buckets",
+    "reshard_after_forward": "fsdp2, hsdp: keep weights gathered from forward to backward",
 }
 
 
@@ -36,10 +54,18 @@ def parser() -> Parser:
     for name, (short, words) in COUNTS.items():
         found.add_argument(short, "--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
     how = found.add_argument_group("how it is trained")
+    where = found.add_argument_group("how it lies over several GPUs")
     for name, choices in CHOICES.items():
         default = "" if name == "strategy" else f" (default: {choices[0]})"
         text = f"{', '.join(choices)}: {MEANINGS[name]}{default}"
-        how.add_argument("--" + name.replace("_", "-"), dest=name, action=Once, metavar="WORD", help=text)
+        group = where if name in layout.CHOICES else how
+        group.add_argument("--" + name.replace("_", "-"), dest=name, action=Once, metavar="WORD", help=text)
+    for name, words in LAYOUT.items():
+        where.add_argument("--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
+    for name, words in FLAGS.items():
+        negated = name == "reshard_after_forward"  # the one that is on unless it is said
+        flag = ("--no-" if negated else "--") + name.replace("_", "-")
+        where.add_argument(flag, dest=name, action="store_const", const=not negated, help=words)
     text = "train adapters of this rank, and freeze the model (default: 0, all is trained)"
     how.add_argument("--lora-rank", dest="lora_rank", action=Once, metavar="N", help=text)
     form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
@@ -88,7 +114,7 @@ def _in_words(setup: Setup) -> str:
         words.append(f"{setup.quantization} weights")
     if setup.loss != "full":
         words.append(f"{setup.loss} loss")
-    return ", ".join(words)
+    return ", ".join([*words, *layout_words(setup)])
 
 
 _EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
@@ -97,16 +123,15 @@ _EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
 def _setup(options: argparse.Namespace) -> Setup:
     counts = {
         name: read_count(getattr(options, name), name, 1)
-        for name in COUNTS
+        for name in (*COUNTS, *LAYOUT)
         if getattr(options, name) is not None and name != "target_batch"
     }
-    how = {name: getattr(options, name) for name in CHOICES if getattr(options, name) is not None}
+    words = {name: getattr(options, name) for name in (*CHOICES, *FLAGS) if getattr(options, name) is not None}
     if options.lora_rank is not None:
         counts["lora_rank"] = read_count(options.lora_rank, "lora_rank", 0)
-    if counts.get("num_gpus", 1) > 1:
-        how.setdefault("strategy", "ddp")
     counts.setdefault("sequence_length", 2048)
-    return Setup(model=_model(options.model), **counts, **how)  # type: ignore[arg-type]
+    how = layout.with_default_strategy({**counts, **words})
+    return Setup(model=_model(options.model), **how)  # type: ignore[arg-type]
 
 
 def _model(name: str) -> Model:

@@ -23,6 +23,7 @@ class Memory:
     """One GPU's memory at the peak of a step. peak_at: which instant that is. All in bytes.
 
     ledger: what is allocated; its sum is peak_bytes. outside: what comes on top of it in the process.
+    stage: which pipeline stage this is, the heaviest; "" where there is one.
     """
 
     peak_at: str
@@ -30,6 +31,7 @@ class Memory:
     outside: tuple[Outside, ...]
     evidence: Evidence
     capacity_bytes: int
+    stage: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -80,6 +82,7 @@ class Memory:
             "process_high_bytes", "capacity_bytes", "peak_at", "verdict",
         )  # fmt: skip
         found: dict[str, object] = {name: getattr(self, name) for name in names}
+        found["stage"] = self.stage or None
         found["ledger"] = [line.to_dict() for line in self.ledger]
         found["outside"] = [{"name": o.name, "bytes": o.expected, "source": o.source} for o in self.outside]
         return found

@@ -8,9 +8,11 @@ from __future__ import annotations
 from gradaccum.core.plan import make_plan
 from gradaccum.core.request import Request
 from gradaccum.memory.answer import Change, Fit, Memory
-from gradaccum.memory.closed_form import peak
+from gradaccum.memory.closed_form import heaviest, highest
+from gradaccum.memory.layout import DEGREES
 from gradaccum.memory.loss import CHUNKS
 from gradaccum.memory.outside import evidence, outside
+from gradaccum.memory.ranks import lighter_layouts
 from gradaccum.memory.remarks import remarks
 
 TYPE_CHECKING = False
@@ -38,6 +40,7 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
             num_gpus=setup.num_gpus,
             target_batch=target_batch,
             sequence_length=setup.sequence_length,
+            **{name: getattr(setup, name) for name in DEGREES},
         )
         plan = make_plan(asked)
     chosen = setup.with_micro_batch(plan.micro_batch if plan else max(1, largest))
@@ -61,9 +64,10 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
 def memory_of(setup: Setup, gpu: Gpu) -> Memory:
     """One GPU's memory for this very micro-batch."""
     capability = None if gpu.capability is None else float(gpu.capability)
-    peak_at, ledger = peak(setup, capability)
+    stage, instants = heaviest(setup, capability)
+    peak_at, ledger = highest(instants)
     capacity = gpu.memory_bytes if gpu.usable_bytes is None else gpu.usable_bytes
-    return Memory(peak_at, ledger, outside(setup, ledger), evidence(setup), capacity)
+    return Memory(peak_at, ledger, outside(setup, ledger), evidence(setup), capacity, stage.name)
 
 
 def _memories(setup: Setup, gpu: Gpu) -> Callable[[int], Memory]:
@@ -118,13 +122,14 @@ def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
     if setup.model.head == "lm":
         options.append(("loss", "chunked", f"loss in {CHUNKS} chunks of tokens"))
         options.append(("loss", "fused", "head and loss in one kernel, as Liger's"))
-    if setup.num_gpus > 1 and setup.quantization == "none" and not setup.dtype.endswith("-mixed"):
-        options.append(("strategy", "fsdp2", "FSDP2: weights, gradients and states shared by the ranks"))
-    found = []
+    changed = lighter_layouts(setup)
     for name, word, words in options:
         if getattr(setup, name) == word or (name == "optimizer" and not setup.optimizer.startswith("adamw")):
             continue
-        saved = memory.peak_bytes - memory_of(setup.changed(name, word), gpu).peak_bytes
+        changed.append(({name: word}, words))
+    found = []
+    for values, words in changed:
+        saved = memory.peak_bytes - memory_of(setup.with_values(values), gpu).peak_bytes
         if saved > 0:
-            found.append(Change(words, saved, ((name, word),)))
+            found.append(Change(words, saved, tuple(values.items())))
     return tuple(sorted(found, key=lambda change: -change.bytes))

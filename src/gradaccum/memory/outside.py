@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradaccum.memory.layout import PARALLEL
 from gradaccum.memory.ledger import Line, total
+from gradaccum.memory.ranks import communicators
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ def evidence(setup: Setup) -> Evidence:
         words.append(f"{setup.checkpointing} checkpointing")
     if setup.loss != "full":
         words.append(f"{setup.loss} loss")
-    words.append("one GPU" if setup.num_gpus == 1 else f"{setup.strategy} on several GPUs")
+    split = [name.replace("_", " ") for name in PARALLEL if getattr(setup, name) > 1]
+    words.append("one GPU" if setup.num_gpus == 1 else f"{', '.join([setup.strategy, *split])} on several GPUs")
     return Evidence(", ".join(words), 0, None)
 
 
@@ -90,7 +93,12 @@ def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
     )
     if setup.num_gpus == 1:
         return slack, context
+    groups = communicators(setup)
     library = Outside(
-        "NCCL", 512 * MIB, 620 * MIB, 1024 * MIB, "512 to 688 MB for one communicator (nccl#964, nccl#2363)"
+        "NCCL",
+        512 * MIB,
+        620 * MIB * groups,
+        1024 * MIB * groups,
+        f"512 to 688 MB for one communicator (nccl#964, nccl#2363), and {groups} of them",
     )
     return slack, context, library

@@ -13,10 +13,11 @@ def recipe_of(setup: Setup, compute_capability: float | None = None) -> Recipe:
     """The types that the words for precision, adapters and quantised weights ask for, and the kernel that runs."""
     quantised = {"none": "", "int8": "8bit"}.get(setup.quantization, "4bit")
     mixed = setup.dtype.endswith("-mixed")
-    full = setup.dtype == "fp32" or (mixed and not quantised)
+    cast = mixed and setup.strategy in ("fsdp2", "hsdp")  # the gathered weights are; autocast has nothing to do
+    full = setup.dtype == "fp32" or (mixed and not quantised and not cast)
     return Recipe(
         weights=4 if full else 2,
-        low=2 if mixed else 0,
+        low=2 if mixed and not cast else 0,
         half=setup.dtype.startswith("fp16"),
         attention=kernel_of(setup, compute_capability),
         rank=setup.lora_rank,

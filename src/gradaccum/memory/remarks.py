@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gradaccum.core.findings import Finding
-from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION
+from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION, START_OF_FORWARD, heaviest
 from gradaccum.memory.recipe import kernel_of
+from gradaccum.memory.sharding import UNSHARDED_GRADIENTS, kept_and_sent
 from gradaccum.units import show_bytes, show_count
 
 TYPE_CHECKING = False
@@ -53,18 +54,29 @@ def _room(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence
 
 
 def _gradients(setup: Setup, memory: Memory) -> Iterator[Finding]:
-    if not setup.accumulates or memory.peak_at not in (END_OF_FORWARD, LAST_LAYER, RECOMPUTATION):
+    """What earlier micro-steps leave, and under FSDP2 what reducing them sooner or later would cost instead."""
+    if not setup.accumulates or memory.peak_at not in (END_OF_FORWARD, LAST_LAYER, RECOMPUTATION, START_OF_FORWARD):
         return
-    for line in memory.ledger:
-        if line.name.startswith("gradients"):
-            yield Finding(
-                "GA022",
-                "note",
-                f"Accumulation costs {show_bytes(line.bytes)} here: the gradients of the earlier micro-steps are there "
-                "while activations peak. More micro-steps cost no more.",
-                "A micro-batch that fits with one micro-step may not fit with two: try it with two.",
-                "gradients are kept from the first backward pass of a group to its optimizer step",
-            )
+    kept = [line for line in memory.ledger if line.name in ("gradients", UNSHARDED_GRADIENTS)]
+    if not kept:
+        return
+    cost = f"Accumulation costs {show_bytes(kept[0].bytes)} here:"
+    message = (
+        f"{cost} the gradients of the earlier micro-steps are there while activations peak. More micro-steps cost "
+    )
+    message += "no more."
+    action = "A micro-batch that fits with one micro-step may not fit with two: try it with two."
+    if setup.strategy in ("fsdp2", "hsdp"):
+        whole, shards, sent = (show_bytes(count) for count in kept_and_sent(heaviest(setup)[0]))
+        action = f"Reduced at the last micro-step alone, they would be {whole}, and every rank would send {sent} less "
+        action += "in each micro-step but that."
+        if kept[0].name == UNSHARDED_GRADIENTS:
+            message = f"{cost} with no reduction before the last micro-step a rank keeps whole gradients; its shard of "
+            message += f"them is {shards}."
+            action = f"--reduce every keeps the shard alone, and every rank sends {sent} more in each micro-step but "
+            action += "the last."
+    source = "gradients are kept from the first backward pass of a group to its optimizer step"
+    yield Finding("GA022", "note", message, action, source)
 
 
 def _usable(gpu: Gpu, memory: Memory) -> Iterator[Finding]:

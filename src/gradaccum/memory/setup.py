@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradaccum.errors import InputError, Problem, nearest_words
-from gradaccum.memory import training
+from gradaccum.memory import layout, training
 from gradaccum.units import quote, show_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from gradaccum.catalog.models import Model
 
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-loop", "adamw-8bit", "sgd", "sgd-momentum")
 ATTENTION = ("flash", "efficient", "eager")
-STRATEGIES = ("single", "ddp", "fsdp2")
 
 CHOICES = {
     **training.CHOICES,
     "optimizer": OPTIMIZERS,
     "attention": ATTENTION,
-    "strategy": STRATEGIES,
+    **layout.CHOICES,
 }
 
 MEANINGS = {
@@ -31,7 +30,7 @@ MEANINGS = {
     "parameter's, -8bit has states of one byte",
     "attention": "flash: a fused kernel, which fp32 with grouped queries has none of; efficient: PyTorch's "
     "memory-efficient kernel, keys and values repeated; eager: the scores of every head are kept",
-    "strategy": "single: one GPU; ddp: every rank holds all; fsdp2: the ranks share weights, gradients and states",
+    **layout.MEANINGS,
 }
 
 
@@ -40,8 +39,9 @@ class Setup:
     """One training run's memory question. Raises InputError, with one Problem for each fault.
 
     sequence_length: tokens. micro_batch: sequences of one rank. accum_steps: micro-steps per update; None is "two or
-    more", since from two on the memory is the same. num_gpus: data-parallel ranks. lora_rank: of the adapters, 0
-    where all weights are trained. The other fields are words of CHOICES.
+    more", since from two on the memory is the same. num_gpus: the world size. lora_rank: of the adapters, 0 where all
+    weights are trained. The degrees of parallelism are GPUs; shard_size: ranks of one group that shards, for hsdp. The
+    other fields are words of CHOICES, or yes and no.
     """
 
     model: Model
@@ -59,6 +59,18 @@ class Setup:
     checkpointing: str = "none"
     attention: str = "flash"
     strategy: str = "single"
+    shard_size: int | None = None
+    reduce: str = "auto"
+    reduce_dtype: str = "auto"
+    reshard_after_forward: bool = True
+    gradient_as_bucket_view: bool = False
+    tensor_parallel: int = 1
+    sequence_parallel: bool = False
+    pipeline_parallel: int = 1
+    virtual_pipeline: int = 1
+    context_parallel: int = 1
+    expert_parallel: int = 1
+    distributed_optimizer: bool = False
 
     def __post_init__(self) -> None:
         problems = list(_problems(self))
@@ -87,6 +99,11 @@ class Setup:
         return 4 if self.dtype == "fp32" or self.dtype.endswith("-mixed") else 2
 
     @property
+    def data_parallel(self) -> int:
+        """Ranks with sequences of their own."""
+        return self.num_gpus // (self.tensor_parallel * self.pipeline_parallel * self.context_parallel)
+
+    @property
     def accumulates(self) -> bool:
         """Whether gradients of an earlier micro-step are there while the next one runs."""
         return self.accum_steps is None or self.accum_steps > 1
@@ -97,27 +114,34 @@ class Setup:
 
     def changed(self, name: str, value: int | str) -> Setup:
         """The same with another value of one field."""
-        values = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, "lora_rank", "model")}
-        values[name] = value
-        return Setup(**values)
+        return self.with_values({name: value})
+
+    def with_values(self, values: Mapping[str, object]) -> Setup:
+        """The same with other values of some fields."""
+        same = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, *layout.FLAGS, "lora_rank", "model")}
+        same.update(values)
+        return Setup(**same)
 
 
-_COUNTS = ("sequence_length", "micro_batch", "accum_steps", "num_gpus")
+_COUNTS = ("sequence_length", "micro_batch", "accum_steps", "num_gpus", *layout.COUNTS)
 
 
 def _problems(setup: Setup) -> Iterator[Problem]:
+    fine = True
     for name in _COUNTS:
         count = getattr(setup, name)
         if count is not None and count < 1:
+            fine = False
             yield Problem(name, f"must be at least 1, not {show_count(count)}", ["1"])
     for name, words in CHOICES.items():
         word = getattr(setup, name)
         if word not in words:
+            fine = False
             near = nearest_words(word, words) or list(words)
             yield Problem(name, f"is one of {', '.join(words)}, not {quote(word)}", near)
-    if all(getattr(setup, name) in words for name, words in CHOICES.items()):
-        names = (*training.CHOICES, "lora_rank", "strategy")
-        yield from training.problems(setup.model, {name: getattr(setup, name) for name in names})
-    if setup.strategy == "single" and setup.num_gpus > 1:
-        message = f"is single, which is one GPU, not {show_count(setup.num_gpus)}"
-        yield Problem("strategy", message, ["ddp", "fsdp2"])
+    if not fine:
+        return
+    names = (*training.CHOICES, "lora_rank", "strategy")
+    yield from training.problems(setup.model, {name: getattr(setup, name) for name in names})
+    names = ("sequence_length", "num_gpus", "attention", *layout.COUNTS, *layout.CHOICES, *layout.FLAGS)
+    yield from layout.problems(setup.model, {name: getattr(setup, name) for name in names})

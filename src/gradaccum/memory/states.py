@@ -1,4 +1,4 @@
-"""What belongs to the parameters: weights, gradients, the optimizer's states and its temporary. Bytes of one GPU."""
+"""What belongs to the parameters: weights, optimizer states and the optimizer's temporary. Bytes of one rank."""
 
 from __future__ import annotations
 
@@ -7,88 +7,69 @@ from gradaccum.memory.ledger import Line
 from gradaccum.memory.modules import Recipe
 from gradaccum.memory.parameters import parameters
 from gradaccum.memory.recipe import recipe_of
+from gradaccum.memory.sharding import over, share
+from gradaccum.memory.widths import widths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from gradaccum.memory.parallel import Stage
     from gradaccum.memory.setup import Setup
 
 ADAM = "torch/optim/adam.py"
 WEIGHTS = "bytes of the weights' type, P parameters"
 PEFT = "peft/tuners/lora/layer.py: A and B of each adapted layer; in fp32 (autocast_adapter_dtype)"
 BITSANDBYTES = "bitsandbytes/functional.py:QuantState; peft/utils/other.py:prepare_model_for_kbit_training"
+MASTER = "the optimizer's own weights, from which those in 16 bits are made"
 
 
-def _share(setup: Setup, count: int) -> int:
-    """One rank's part of what FSDP2 shards, rounded up."""
-    return -(-count // setup.num_gpus) if setup.strategy == "fsdp2" else count
-
-
-def _over(setup: Setup) -> str:
-    return " / N" if setup.strategy == "fsdp2" else ""
-
-
-def states(setup: Setup) -> list[Line]:
+def states(stage: Stage) -> list[Line]:
     """Weights and optimizer states: there all the time."""
-    found, over = parameters(setup), _over(setup)
-    lines = [
-        Line(
-            "weights",
-            _share(setup, found.base),
-            found.formula + over,
-            WEIGHTS if setup.quantization == "none" else BITSANDBYTES,
-        )
-    ]
-    trained, letter = found.trained, "P"
+    setup = stage.setup
+    found, wide = parameters(setup), widths(setup)
+    base, formula, source = found.base, found.formula, WEIGHTS
+    if setup.quantization != "none":
+        source = BITSANDBYTES
+    elif wide.weight != recipe_of(setup).weights:
+        base, formula = wide.weight * setup.model.params, f"{wide.weight} P"
+    lines = [Line("weights", share(stage, "weights", base), formula + over(setup, "weights"), source)]
+    trained, letter, shared = found.trained, "A" if found.adapters else "P", over(setup, "states")
     if found.adapters:
-        letter = "A"
-        words = f"4 A{over}, A = {found.adapters:,} parameters of adapters"
-        lines.append(Line("adapters", _share(setup, 4 * found.adapters), words, PEFT))
-    w = found.width
+        words = f"4 A{over(setup, 'weights')}, A = {found.adapters:,} parameters of adapters"
+        lines.append(Line("adapters", share(stage, "weights", 4 * found.adapters), words, PEFT))
+    w = wide.state
     count, formula = {
         "sgd": (0, "none"),
         "sgd-momentum": (w * trained, f"{w} {letter}"),
         "adamw-8bit": (2 * trained + trained // 32, f"2 {letter} + 8 bytes for each 256"),
     }.get(setup.optimizer, (2 * w * trained, f"{2 * w} {letter}"))
-    return [*lines, Line("optimizer states", _share(setup, count), formula + over, ADAM)]
+    lines.append(Line("optimizer states", share(stage, "states", count), formula + shared, ADAM))
+    if wide.master:
+        lines.append(Line("fp32 weights", share(stage, "states", 4 * trained), f"4 {letter}{shared}", MASTER))
+    return lines
 
 
-def gradients(setup: Setup, stepping: bool = False) -> Line:
-    """The gradient set. Under DDP the buckets hold it once more.
-
-    stepping: as the optimizer reads them. Buffers in fp32 are cast for it one by one, and let go as they are.
-    """
-    found = parameters(setup)
-    width = 4 if setup.gradient_dtype == "fp32" and not stepping else found.width
-    letter = "A" if found.adapters else "P"
-    count = _share(setup, width * found.trained)
-    if setup.strategy == "ddp":
-        view = "torch/nn/parallel/distributed.py; gradient_as_bucket_view=True saves half"
-        return Line("gradients and DDP's buckets", 2 * count, f"{2 * width} {letter}", view)
-    one_set = "one set, whatever the number of micro-steps"
-    return Line("gradients", count, f"{width} {letter}{_over(setup)}", one_set)
-
-
-def head_gradient(setup: Setup) -> Line:
+def head_gradient(stage: Stage) -> Line:
     """What stands in the gradients' place early in the only backward pass of a group."""
+    setup = stage.setup
     model, recipe = setup.model, recipe_of(setup)
-    count = _share(setup, recipe.weights * model.vocab * model.hidden) if recipe.trained else 0
+    there = recipe.trained and stage.has_head
+    count = share(stage, "gradients", recipe.weights * model.vocab * model.hidden) if there else 0
     words = f"{recipe.weights} V h"
     return Line("gradient of the output head", count, words, "the first gradient that a backward pass makes")
 
 
-def temporary(setup: Setup) -> list[Line]:
+def temporary(stage: Stage) -> list[Line]:
     """What the optimizer makes for itself during its step."""
-    found = parameters(setup)
-    w, letter = found.width, "A" if found.adapters else "P"
+    setup = stage.setup
+    found, wide = parameters(setup), widths(setup)
+    w, letter = wide.state, "A" if found.adapters else "P"
     lines = []
     if setup.optimizer == "adamw":
         words = f"{w} {letter}: the square roots of all"
-        lines.append(Line("optimizer's temporary", _share(setup, w * found.trained), words, ADAM))
+        lines.append(Line("optimizer's temporary", share(stage, "states", w * found.trained), words, ADAM))
     if setup.optimizer == "adamw-loop":
-        largest = _largest(setup, recipe_of(setup))
-        lines.append(
-            Line("optimizer's temporary", 2 * _share(setup, w * largest), f"{2 * w} x the largest parameter", ADAM)
-        )
+        largest = share(stage, "states", w * _largest(setup, recipe_of(setup)))
+        lines.append(Line("optimizer's temporary", 2 * largest, f"{2 * w} x the largest parameter", ADAM))
     return lines
 
 

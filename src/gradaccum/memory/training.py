@@ -30,7 +30,8 @@ CHOICES = {
 
 MEANINGS = {
     "dtype": "bf16, fp16, fp32: weights, gradients, activations and states alike; -mixed: autocast over weights, "
-    "gradients and states in fp32. With quantised weights: the type of the products",
+    "gradients and states in fp32, under fsdp2 its own mixed precision. With quantised weights: the type of the "
+    "products",
     "gradient_dtype": "auto: that of the weights; fp32: gradients are summed in buffers of their own",
     "checkpointing": "full: each layer keeps its input alone, and is computed again in the backward pass; selective: "
     "and every other product's result, and the attention's",
@@ -54,10 +55,12 @@ def problems(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
         yield from check_targets(model.family, targets)
     if values["quantization"] != "none":
         yield from _quantised(model, values)
-    for name in ("quantization", "dtype"):
-        word, strategy = values[name], values["strategy"]
-        if strategy not in ("single", "ddp") and (word.endswith("-mixed") or word in QUANTIZATIONS[1:]):
-            yield Problem(name, f"{word} is not known together with {strategy}", [CHOICES[name][0]])
+    strategy = values["strategy"]
+    if strategy not in ("single", "ddp") and values["quantization"] != "none":
+        yield Problem("quantization", f"{values['quantization']} is not known together with {strategy}", ["none"])
+    if strategy.startswith("zero") and values["dtype"].endswith("-mixed"):
+        own = values["dtype"].partition("-")[0]
+        yield Problem("dtype", f"{values['dtype']} is autocast's; DeepSpeed keeps fp32 weights beside {own}", [own])
     if values["loss"] != "full" and model.head != "lm":
         yield Problem("loss", f"is full for {model.id}, which predicts no next token", ["full"])
 

@@ -28,7 +28,7 @@ def fit_text(found: Mapping[str, Any], gpu: str, settings: str) -> str:
         f"{show_bytes(memory['process_low_bytes'])} at best, {show_bytes(memory['process_high_bytes'])} at worst"
     )
     lines.append(f"evidence  {_evidence(found['evidence'])}")
-    lines += ["", f"peak: {memory['peak_at']}"]
+    lines += ["", f"peak: {memory['peak_at']}" + (f", {memory['stage']}" if memory["stage"] else "")]
     lines += [_line(each, memory["process_bytes"]) for each in memory["ledger"]]
     lines.append(f"  {show_bytes(memory['peak_bytes']):>10}  allocated")
     lines += [_line(each, memory["process_bytes"]) for each in memory["outside"]]
