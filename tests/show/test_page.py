@@ -25,7 +25,7 @@ def test_it_is_a_whole_document_with_one_heading_and_one_main():
     assert words(root.find("html/head/title")) == "A <title>"
     assert len(list(root.iter("h1"))) == len(list(root.iter("main"))) == 1
     order = [each.get("id")[5:] for each in root.iter("div") if each.get("id", "").startswith("part-")]
-    assert order == ["origin", *FIRST, *REST]
+    assert order == ["origin", *FIRST, "fit", *REST]
     ids = [each.get("id") for each in root.iter() if each.get("id")]
     assert len(ids) == len(set(ids))
 
