@@ -54,6 +54,19 @@ def test_a_file_is_run_once(tmp_path: Path):
     assert find_build("mytrain_once.py:build") is find_build("mytrain_once:build")
 
 
+def test_a_file_knows_itself_while_it_is_run(tmp_path: Path):
+    """As an imported module does: what is at its top can be found by name."""
+    script = tmp_path / "mytrain_named.py"
+    script.write_text(
+        "from gradaccum.torch.build import find_build, name_of\n"
+        "def build(micro_batch):\n    return 1\n"
+        "name = name_of(build)\nfind_build('mytrain_named:nothing')\n"
+    )
+    with pytest.raises(InputError, match="mytrain_named has no function 'nothing'"):
+        find_build("mytrain_named.py:build")
+    assert "mytrain_named" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -64,6 +77,7 @@ def test_a_file_is_run_once(tmp_path: Path):
         ("none.py:build", "there is no file none.py"),
         ("mytrain:biuld", "mytrain has no function 'biuld'; nearest: mytrain:build"),
         ("mytrain:size", "mytrain:size is a int, not a function of the micro-batch"),
+        ("mytrain_opens.py:build", "importing mytrain_opens.py failed: FileNotFoundError"),
         ("mytrain_needs:build", "importing mytrain_needs failed: No module named 'not_installed'"),
         ("mytrain_raises:build", "importing mytrain_raises failed: ValueError: at import"),
         ("mytrain_broken.py:build", "importing mytrain_broken.py failed: SyntaxError"),
@@ -73,6 +87,7 @@ def test_what_cannot_be_found_is_said(tmp_path: Path, name: str, said: str):
     (tmp_path / "mytrain.py").write_text("size = 3\ndef build(micro_batch):\n    return 1\n")
     (tmp_path / "mytrain_needs.py").write_text("import not_installed\n")
     (tmp_path / "mytrain_raises.py").write_text("raise ValueError('at import')\n")
+    (tmp_path / "mytrain_opens.py").write_text("open('no such data')\n")
     (tmp_path / "mytrain_broken.py").write_text("def build(:\n")
     with pytest.raises(InputError) as caught:
         find_build(name)

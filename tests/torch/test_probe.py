@@ -64,7 +64,7 @@ def named(name: str) -> str:
     return f"{__file__}:{name}"
 
 
-def find(name: str, target_batch: int = 64, **options: Any) -> Found:
+def find(name: str, target_batch: Any = 64, **options: Any) -> Found:
     return find_micro_batch(named(name), target_batch=target_batch, **{"pick": "largest", "device": "cpu", **options})
 
 
@@ -264,6 +264,8 @@ def test_what_a_step_raises_is_raised():
     ("options", "said"),
     [
         ({"target_batch": 0}, "target_batch: must be at least 1, not 0"),
+        ({"target_batch": 6.5}, "target_batch: must be a whole number, not 6.5"),
+        ({"timeout": 0}, "timeout: is a number of seconds above 0, not 0"),
         ({"pick": "smallest"}, "pick: is throughput or largest, not 'smallest'; nearest: throughput or largest"),
         ({"memory_limit": 0}, "memory_limit: must be at least 1, not 0"),
         ({"memory_limit": "much"}, "memory_limit: is no number of bytes"),
@@ -295,7 +297,7 @@ def test_a_gpu_that_is_not_there():
 
 def test_a_module_that_searches_while_it_is_imported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(INSIDE, "1")
-    with pytest.raises(InputError, match="call that below `if __name__ == "):
+    with pytest.raises(InputError, match="starts this search anew; call it below `if __name__ == "):
         find("small")
 
 
@@ -388,10 +390,10 @@ def test_the_pair_keeps_the_batch_or_comes_nearest_and_says_so():
     assert (found.max_micro_batch, found.micro_batch, found.accum_steps, found.effective_batch) == (9, 9, 7, 504)
     assert found.notes == ("No micro-batch that fits makes 500 on 8 GPUs: 504 is nearest.",)
     assert not found.keeps_target
-    assert (
-        find("small", 60, num_gpus=2, max_micro_batch=9).chosen
-        == find("small", 60, num_gpus=2, prediction=6, max_micro_batch=6).chosen
-    )
+    few = find("small", 61, max_micro_batch=9)
+    assert (few.micro_batch, few.accum_steps, few.keeps_target) == (1, 61, True)
+    assert few.notes == ("9 would fit, and none above 1 makes 61. Nearest is 6 x 1 GPUs x 10 = 60.",)
+    assert find("small", "60", num_gpus=2, max_micro_batch=9).notes == ()
 
 
 def test_the_answer_as_data():

@@ -100,6 +100,8 @@ def called(module: torch.nn.Module, batch: Any) -> Any:
 def _imported(place: str, field: str) -> ModuleType:
     """The module, by its dotted name or its file; the folder that it is looked for in stays on the path."""
     by_file = place.endswith(".py")
+    if by_file and not Path(place).is_file():
+        raise InputError(Problem(field, f"there is no file {place}"))
     folder = str(Path(place).resolve().parent if by_file else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -108,8 +110,8 @@ def _imported(place: str, field: str) -> ModuleType:
         if not by_file:
             return importlib.import_module(name)
         return _from_file(Path(place).resolve(), name)
-    except FileNotFoundError:
-        raise InputError(Problem(field, f"there is no file {place}")) from None
+    except InputError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             nearest = nearest_words(name, [each.stem for each in Path.cwd().glob("*.py")])
@@ -130,8 +132,14 @@ def _from_file(path: Path, name: str) -> ModuleType:
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules.setdefault(name, module)
+    if there is None:
+        sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if there is None:
+            del sys.modules[name]
+        raise
     return module
 
 

@@ -41,12 +41,6 @@ class Apart:
     optimizer: str
     timeout: float
 
-    def __post_init__(self) -> None:
-        if os.environ.get(INSIDE):
-            raise InputError(
-                Problem("build", 'importing it starts the search anew; call that below `if __name__ == "__main__":`')
-            )
-
     def attempt(self, micro_batch: int, timed: bool = True) -> tuple[Trial, str]:
         """The trial, and what limits it. ProbeError where it ended otherwise than well or out of memory; InputError."""
         task = {**vars(self), "micro_batch": micro_batch, "timed": timed}
@@ -75,6 +69,13 @@ class Apart:
         if ERROR in result:
             raise ProbeError(f"micro-batch {micro_batch}: {result[ERROR]}", micro_batch, (), written)
         return Trial(**result["trial"]), result["limited_by"]
+
+
+def refuse_inside() -> None:
+    """Raise InputError in the process of a trial: its module would start a search within the search."""
+    if os.environ.get(INSIDE):
+        said = 'importing its module starts this search anew; call it below `if __name__ == "__main__":`'
+        raise InputError(Problem("build", said))
 
 
 def _run(folder: str, output: Path, timeout: float) -> int | None:

@@ -12,13 +12,13 @@ from gradaccum.core.arithmetic import divide
 from gradaccum.errors import InputError, Problem, nearest_words
 from gradaccum.torch.build import name_of
 from gradaccum.torch.probe.answer import Found, Pair, Trial
-from gradaccum.torch.probe.apart import Apart
+from gradaccum.torch.probe.apart import Apart, refuse_inside
 from gradaccum.torch.probe.errors import ProbeError
 from gradaccum.torch.probe.live import Live
 from gradaccum.torch.probe.ranks import Ranks, ranks
 from gradaccum.torch.probe.search import SMALL, Point, Search
 from gradaccum.torch.trace.record import OPTIMIZERS
-from gradaccum.units import at_least, read_bytes
+from gradaccum.units import at_least, read_bytes, read_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,13 +65,16 @@ def find_micro_batch(
     """
     if pick not in PICKS:
         raise InputError(Problem("pick", f"is {' or '.join(PICKS)}, not {pick!r}", PICKS))
-    at_least(target_batch, 1, "target_batch")
+    target_batch = _count(target_batch, "target_batch")
     limit = read_bytes(memory_limit, "memory_limit", 1) if isinstance(memory_limit, str) else memory_limit
     if limit is not None:
-        at_least(limit, 1, "memory_limit")
+        limit = _count(limit, "memory_limit")
+    if not timeout > 0:
+        raise InputError(Problem("timeout", f"is a number of seconds above 0, not {timeout}", ["600"]))
     where = device or _device(model)
     tries: Apart | Live
     if build is not None:
+        refuse_inside()
         if model is not None or step is not None or not isinstance(optimizer, str):
             raise InputError(Problem("build", "is given, and so is a live model; leave one out"))
         if optimizer not in OPTIMIZERS:
@@ -86,10 +89,10 @@ def find_micro_batch(
             raise InputError(Problem("optimizer", "is the model's own, where a live model is tried"))
         tries = Live(model, optimizer, step, update, also, where, limit)
     with ranks(timeout + 60) as all_ranks:
-        num_gpus = at_least(all_ranks.world if num_gpus is None else num_gpus, 1, "num_gpus")
+        num_gpus = _count(all_ranks.world if num_gpus is None else num_gpus, "num_gpus")
         top = -(-target_batch // num_gpus)
         if max_micro_batch is not None:
-            top = min(top, at_least(max_micro_batch, 1, "max_micro_batch"))
+            top = min(top, _count(max_micro_batch, "max_micro_batch"))
         all_ranks.same(target_batch=target_batch, num_gpus=num_gpus, max_micro_batch=top, pick=PICKS.index(pick))
         probe = _Probe(tries, all_ranks, where, on_trial)
         return probe.answer(target_batch, num_gpus, top, prediction, pick)
@@ -127,7 +130,7 @@ class _Probe:
             prediction=search.prediction if prediction is None else self._first,
             predicted_by="the line through the first trials" if prediction is None else "what was given",
             pick=pick,
-            notes=tuple(self._notes(target_batch, num_gpus, chosen)),
+            notes=tuple(self._notes(target_batch, num_gpus, search.largest, pairs, chosen)),
         )
 
     def _search(self, top: int, prediction: Any, timed: bool) -> Search:
@@ -186,26 +189,47 @@ class _Probe:
                     fastest = done[-1]
         return done, fastest
 
-    def _notes(self, target_batch: int, num_gpus: int, chosen: Pair | None) -> list[str]:
+    def _notes(
+        self, target_batch: int, num_gpus: int, largest: int, pairs: Sequence[Pair], chosen: Pair | None
+    ) -> list[str]:
         if chosen is None:
             return [f"Not even a micro-batch of 1 fits: {self.trials[-1].why}."]
-        if chosen.drift == 0:
+        if chosen.drift:
+            return [
+                f"No micro-batch that fits makes {target_batch:,} on {num_gpus:,} GPUs: "
+                f"{chosen.effective_batch:,} is nearest."
+            ]
+        if 2 * pairs[0].micro_batch > largest:
             return []
+        larger = [pair_of(target_batch, num_gpus, size) for size in range(largest, pairs[0].micro_batch, -1)]
+        near = min(larger, key=lambda pair: abs(pair.drift))
         return [
-            f"No micro-batch that fits makes {target_batch:,} on {num_gpus:,} GPUs: "
-            f"{chosen.effective_batch:,} is nearest."
+            f"{largest:,} would fit, and none above {pairs[0].micro_batch:,} makes {target_batch:,}. Nearest is "
+            f"{near.micro_batch:,} x {num_gpus:,} GPUs x {near.accum_steps:,} = {near.effective_batch:,}."
         ]
 
 
 def pairs_of(target_batch: int, num_gpus: int, largest: int) -> list[Pair]:
     """The pairs up to the largest micro-batch whose effective batch is nearest to the target, largest first."""
-    pairs = []
-    for micro_batch in range(largest, 0, -1):
-        device_batch = micro_batch * num_gpus
-        steps = divide(target_batch, device_batch, "round")
-        pairs.append(Pair(micro_batch, steps, steps * device_batch, steps * device_batch - target_batch))
+    pairs = [pair_of(target_batch, num_gpus, micro_batch) for micro_batch in range(largest, 0, -1)]
     nearest = min((abs(pair.drift) for pair in pairs), default=0)
     return [pair for pair in pairs if abs(pair.drift) == nearest]
+
+
+def pair_of(target_batch: int, num_gpus: int, micro_batch: int) -> Pair:
+    """The micro-batch with as many accumulation steps as bring it nearest to the target."""
+    device_batch = micro_batch * num_gpus
+    steps = divide(target_batch, device_batch, "round")
+    return Pair(micro_batch, steps, steps * device_batch, steps * device_batch - target_batch)
+
+
+def _count(value: int | str, field: str) -> int:
+    """A count of at least 1. Raises InputError for all else."""
+    if isinstance(value, str):
+        return read_count(value, field, 1)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(Problem(field, f"must be a whole number, not {value!r}"))
+    return at_least(value, 1, field)
 
 
 def _samples_per_second(pair: Pair, trial: Trial) -> float | None:
