@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradaccum.cli.fit_probe import add_options, refuse_without_probe, run_probe
 from gradaccum.cli.options import Once, Parser, new_parser, parse
 from gradaccum.errors import InputError, Problem
 from gradaccum.memory import layout
@@ -21,7 +22,8 @@ EXAMPLES = """\
   gradaccum fit --model qwen2.5-7b --gpu a100-sxm-80gb -g 8 --strategy fsdp2 -s 4096 -t 512
   gradaccum fit --model llama-3.1-70b --gpu h100-sxm-80gb -g 64 -s 8192 --tensor-parallel 8 --strategy fsdp2
   gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full
-  gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention"""
+  gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention
+  gradaccum fit --model train:build --probe -t 64"""
 
 COUNTS = {
     "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
@@ -68,6 +70,7 @@ def parser() -> Parser:
         where.add_argument(flag, dest=name, action="store_const", const=not negated, help=words)
     text = "train adapters of this rank, and freeze the model (default: 0, all is trained)"
     how.add_argument("--lora-rank", dest="lora_rank", action=Once, metavar="N", help=text)
+    add_options(found)
     form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all of it as JSON")
     form.add_argument("-q", "--quiet", action="store_true", help="the micro-batch alone")
@@ -77,6 +80,9 @@ def parser() -> Parser:
 def run(arguments: Sequence[str]) -> int:
     """Print what fits. Raises InputError for what cannot be read or is not known."""
     options = parse(parser(), arguments)
+    if options.probe:
+        return run_probe(options)
+    refuse_without_probe(options)
     missing = [name for name in ("model", "gpu") if getattr(options, name) is None]
     if missing:
         raise InputError(*[Problem(f"--{name}", "is missing", [_EXAMPLE[name]]) for name in missing])

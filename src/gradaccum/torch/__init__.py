@@ -1,7 +1,9 @@
 """The rooms that import torch. Importing this package imports none of them, and no torch.
 
 trace         what a training step allocates, in order, without a GPU and without a single weight
+probe         which micro-batch fits and is fastest, tried on this machine
 accumulate    gradient accumulation in a loop of one's own
+build         a person's own step, by the name of its function
 
 Public names are fetched when they are first used.
 """
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from gradaccum.torch.accumulate import Ramp as Ramp
     from gradaccum.torch.accumulate import ResumableBatches as ResumableBatches
     from gradaccum.torch.accumulate import Update as Update
+    from gradaccum.torch.probe import find_micro_batch as find_micro_batch
 
 _HOME = {
     "AccumulationError": "accumulate",
@@ -22,6 +25,7 @@ _HOME = {
     "Ramp": "accumulate",
     "ResumableBatches": "accumulate",
     "Update": "accumulate",
+    "find_micro_batch": "probe",
 }
 """Where each public name lives."""
 
