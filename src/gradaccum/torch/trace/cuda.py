@@ -1,6 +1,7 @@
 """The profile of an NVIDIA GPU: what ATen and torch do otherwise on CUDA than on the meta device.
 
-kernels.py holds the buffers inside kernels, attention.py the choice of the attention kernel.
+kernels.py holds the buffers inside kernels, attention.py the choice of the attention kernel, quantised.py the linear
+layers of 4 bits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from unittest import mock
 
 import torch
 
-from gradaccum.torch.trace import kernels
+from gradaccum.torch.trace import kernels, quantised
 from gradaccum.torch.trace.attention import routed
 from gradaccum.torch.trace.autocast import autocast_of_cuda
 from gradaccum.torch.trace.composite import linear, overriding
@@ -100,7 +101,7 @@ def cuda(
         name=f"cuda sm_{capability[0]}{capability[1]}",
         types=frozenset({"meta"}),
         kernels=kernels.table(capability),
-        replaced=kernels.REPLACED,
+        replaced={**kernels.REPLACED, **quantised.REPLACED},
         workspaces={
             **dict.fromkeys(PRODUCTS, libraries),
             # A bias of one dimension is added inside the product (native/cuda/Blas.cpp:isInputCompliesAddmmCudaLt).

@@ -73,6 +73,7 @@ class Trace:
     first step: the births of weights, buffers and batch in the order in which they are loaded.
     unknown: what makes the trace a bound or an estimate, with the operator's name. assumed: values that the program
     read from a tensor, which a trace does not hold, and the constants that were answered.
+    emptied: numbers of events; before each of them the program called `torch.cuda.empty_cache()`.
     """
 
     device: str
@@ -84,6 +85,7 @@ class Trace:
     marks: tuple[Mark, ...]
     unknown: tuple[Guess, ...] = ()
     assumed: tuple[Guess, ...] = ()
+    emptied: tuple[int, ...] = ()
 
     @property
     def persistent(self) -> tuple[Block, ...]:
@@ -117,6 +119,7 @@ class Trace:
             "marks": [list(mark) for mark in self.marks],
             "unknown": [list(guess) for guess in self.unknown],
             "assumed": [list(guess) for guess in self.assumed],
+            "emptied": list(self.emptied),
         }
 
     @classmethod
@@ -132,6 +135,7 @@ class Trace:
             "marks": tuple(Mark(*row) for row in _rows(fields.pop("marks"))),
             "unknown": tuple(Guess(*row) for row in _rows(fields.pop("unknown"))),
             "assumed": tuple(Guess(*row) for row in _rows(fields.pop("assumed"))),
+            "emptied": tuple(_rows(fields.pop("emptied"))),
         }
         return cls(**fields, **made)  # type: ignore[arg-type]
 

@@ -16,6 +16,7 @@ import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -77,6 +78,7 @@ def record(
     with ExitStack() as stack:
         stack.enter_context(device.patches())
         stack.enter_context(where)
+        stack.enter_context(mock.patch("torch.cuda.empty_cache", recorder.empty_cache))
         recorder.mark(ev.SETUP)
         if load is None:
             with torch.device("meta"):
@@ -118,6 +120,7 @@ def record(
         marks=tuple(recorder.marks),
         unknown=tuple(recorder.unknown),
         assumed=tuple(recorder.assumed),
+        emptied=tuple(recorder.emptied),
     )
 
 

@@ -68,6 +68,7 @@ class Recorder(TorchDispatchMode):
         self.answers = answers
         self.blocks: list[list[Any]] = []
         self.events: list[int] = []
+        self.emptied: list[int] = []
         self.marks: list[ev.Mark] = []
         self.unknown: dict[ev.Guess, None] = {}
         self.assumed: dict[ev.Guess, None] = {}
@@ -203,6 +204,10 @@ class Recorder(TorchDispatchMode):
         """From here on the step is in another phase."""
         self.phase = phase
         self.marks.append(ev.Mark(len(self.events), phase, self.update, self.micro_step))
+
+    def empty_cache(self) -> None:
+        """The program gives what is cached back to the device; for `torch.cuda.empty_cache`."""
+        self.emptied.append(len(self.events))
 
     def name(self, tensor: Any, kind: str, name: str) -> None:
         """Say what a tensor that was seen is, now that it shows."""

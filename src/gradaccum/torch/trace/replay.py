@@ -31,6 +31,9 @@ class AllocatorLike(Protocol):
     def free(self, handle: int) -> None:
         """The block is given back."""
 
+    def empty_cache(self) -> None:
+        """Segments that nobody uses go back to the device."""
+
 
 class Counter:
     """An allocator that never reuses and never fails: sizes rounded up, and added. reserved is allocated.
@@ -65,6 +68,9 @@ class Counter:
     def free(self, handle: int) -> None:
         """The block is given back. KeyError for a handle that is not live."""
         self.allocated -= self._sizes.pop(handle)
+
+    def empty_cache(self) -> None:
+        """Nothing is cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +119,14 @@ def replay(trace: Trace, allocator: AllocatorLike) -> Peaks:
     blocks = trace.blocks
     last = trace.updates - 1
     by_phase: dict[str, int] = {}
+    emptied = set(trace.emptied)
     top, top_at, top_mark = -1, 0, trace.marks[0]
     for mark, places in trace.phases():
         most = allocator.allocated
         for place in places:
             event = trace.events[place]
+            if place in emptied:
+                allocator.empty_cache()
             if event >= 0:
                 handles[event] = allocator.malloc(blocks[event].bytes)
                 now = allocator.allocated
