@@ -11,7 +11,7 @@ DEV := .venv/bin
 # The whole suite, in which every `raise` of the package has to be reached.
 SUITE = $(DEV)/python -m pytest -p tests.structure.every_raise
 
-.PHONY: help run site test test-all check fast lint format bench browser engine clean
+.PHONY: help run site test test-all check fast lint format bench accuracy browser engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ bench: .venv/ready browser engine ## the measurements, each against its peers
 	@for script in benchmarks/bench_*.py; do \
 	    echo "$$script"; $(DEV)/python -m "benchmarks.$$(basename "$$script" .py)" || exit 1; \
 	done
+
+accuracy: .venv/ready ## predicted memory beside measured memory: the table, the picture and the evidence of `fit`
+	@$(DEV)/python -m benchmarks.accuracy $(ARGS)
 
 clean: ## remove the environments and everything that a tool has built or cached
 	rm -rf .venv .venv-run build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache

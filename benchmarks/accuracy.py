@@ -1,132 +1,268 @@
-"""Predicted peaks beside measured ones: each row of measured/fitcheck_t4.csv traced without a GPU, and replayed.
+"""Predicted memory beside measured memory: every measured run whose recipe is complete enough, both engines, peers.
 
-    python -m benchmarks.accuracy            # makes an environment for each pair of versions; torch is large
-    python -m benchmarks.accuracy --here     # with the transformers and peft of this interpreter, whatever they are
+    make accuracy                                   # all of it: makes an environment for each pair of versions
+    python -m benchmarks.accuracy --keep-traces     # the traces of the last time; seconds instead of minutes
 
-transformers and peft are needed because the measured step is theirs: no other code makes the same tensors live and die
-in the same order. They are no dependency of this package, so they are installed into environments of their own, in the
-versions of the measured session. Nothing is fitted: the prediction never sees a measured number.
+Writes results/accuracy.json, and from it docs/accuracy.md, docs/accuracy.svg and the package's memory/evidence.json.
+
+transformers, peft and bitsandbytes are needed to trace a measured step, because it is theirs: no other code makes the
+same tensors live and die in the same order. They are no dependency of this package, so they are installed into
+environments of their own, in the versions of the measured session. Nothing is fitted: no prediction sees a measurement.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
-import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import RESULTS, ROOT, machine, table, verdict
+from benchmarks import accuracy_page
+from benchmarks.common import RESULTS, ROOT, machine, verdict
 from benchmarks.environments import library_environment, source_environ
+from benchmarks.measured_cases import RECIPES, Case, cases, read
+from benchmarks.memory_peers import answers, question
+from gradaccum.errors import InputError
+from gradaccum.memory.evidence import CLOSED_FORM, LEAST, TRACE, UNMEASURED, measured
+from gradaccum.memory.fit import memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-MEASURED = ROOT / "benchmarks" / "measured" / "fitcheck_t4.csv"
-CAPACITY = 14_912 * 2**20
-"""Bytes of the card that was measured."""
+RESULT = RESULTS / "accuracy.json"
+EVIDENCE = ROOT / "src" / "gradaccum" / "memory" / "evidence.json"
 
-LIMITS = {"allocated_bytes": 0.5, "reserved_bytes": 1.0}
-"""Percent that no row may be off by."""
+BITSANDBYTES = "0.50.2"
+"""Where a row names no version: the newest on the days of those sessions."""
 
-QUANTITIES = "allocated_bytes reserved_bytes reserved_bytes_by_version forward_bytes backward_bytes optimizer_bytes"
+Record = dict[str, Any]
 
-
-def read_rows() -> list[dict[str, str]]:
-    """The measured rows, as text, in the order of the file."""
-    with MEASURED.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+NOT_TRACED = {"why": "no versions are named"}
 
 
-def predict(rows: Sequence[Mapping[str, str]], here: bool) -> list[dict[str, Any]]:
-    """One prediction for each row, each from the versions of the libraries that it was measured with."""
-    stacks: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        stacks[("", "") if here else (row["transformers"], row["peft"])].append(number)
-    found: list[dict[str, Any]] = [{} for _ in rows]
-    for (transformers, peft), numbers in stacks.items():
-        python = sys.executable
-        if not here:
-            wanted = (f"transformers=={transformers}", f"peft=={peft}")
-            python = library_environment(f"transformers-{transformers}", *wanted).program("python")
-        lines = "".join(f"{number}\n" for number in numbers)
+# The two engines
+
+
+def closed(case: Case) -> Record:
+    """What the closed form says, or why it says nothing."""
+    try:
+        memory = memory_of(case.setup(), case.gpu)
+    except InputError as error:
+        return {"why": "; ".join(f"{problem.field} {problem.message}" for problem in error.problems)}
+    return {
+        "allocated_bytes": memory.peak_bytes,
+        "reserved_bytes": memory.reserved_bytes,
+        "process_bytes": memory.process_bytes,
+        "low_bytes": memory.process_low_bytes,
+        "high_bytes": memory.process_high_bytes,
+        "at": memory.peak_at,
+    }
+
+
+def traced(numbers: Sequence[int]) -> dict[int, Record]:
+    """What the trace says of these rows of RECIPES, each with the versions of the libraries of its session."""
+    rows = read(RECIPES)
+    stacks: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number in numbers:
+        row = rows[number]
+        stacks[row["transformers"], row["peft"]].append(number)
+    found: dict[int, Record] = {}
+    for (transformers, peft), wanted in stacks.items():
+        libraries = (f"transformers=={transformers}", f"peft=={peft}", f"bitsandbytes=={BITSANDBYTES}", "accelerate")
         done = subprocess.run(
-            [python, "-m", "benchmarks.fitcheck_recipe"],
-            input=lines,
+            [
+                library_environment(f"transformers-{transformers}", *libraries).program("python"),
+                "-m",
+                "benchmarks.fitcheck_recipe",
+            ],
+            input="".join(f"{number}\n" for number in wanted),
             env=source_environ(),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        for number, line in zip(numbers, done.stdout.splitlines(), strict=True):
-            found[number] = json.loads(line)
+        found.update(zip(wanted, map(json.loads, done.stdout.splitlines()), strict=True))
     return found
 
 
-def errors(row: Mapping[str, str], prediction: Mapping[str, Any]) -> dict[str, float]:
-    """Percent by which each quantity is predicted too high (positive) or too low."""
-    measured = {name: int(row.get(name) or row[name.removesuffix("_by_version")]) for name in QUANTITIES.split()}
-    return {name: round(100 * (prediction[name] / bytes_ - 1), 4) for name, bytes_ in measured.items()}
+def of_process(case: Case, trace: Record) -> Record:
+    """A trace with what the process takes, reserved and the measured context; without, where that is too much."""
+    if trace.get("reserved_bytes") is None or case.context is None:
+        return trace
+    return {**trace, "process_bytes": trace["reserved_bytes"] + case.context}
 
 
-def lines(rows: Sequence[Mapping[str, str]], found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table: what was run, then measured, predicted and error of allocated and of reserved memory, in MiB."""
-    made = []
-    for row, prediction in zip(rows, found, strict=True):
-        off = errors(row, prediction)
-        cells = [row["model"].rpartition("/")[2], row["seq_len"], row["micro_batch"], row["attention"]]
-        for name in LIMITS:
-            cells += [f"{int(row[name]) / 2**20:.1f}", f"{prediction[name] / 2**20:.1f}", f"{off[name]:+.3f}"]
-        made.append([*cells, f"{off['reserved_bytes_by_version']:+.3f}"])
-    return made
+# Against what was measured
 
 
-HEADER = (
-    "model, length, micro-batch, attention, allocated, predicted, %, reserved, predicted, %, % by torch version".split(
-        ", "
-    )
+def errors(case: Case, said: Mapping[str, Any]) -> dict[str, float]:
+    """Percent by which each quantity is predicted too high (positive) or too low; of a run that ended alone."""
+    found = {}
+    for name, bytes_ in case.measured.items():
+        predicted = said.get(f"{name}_bytes")
+        if predicted is not None:
+            found[name] = round(100 * (predicted / bytes_ - 1), 4)
+    return found
+
+
+def judged(case: Case, said: Mapping[str, Any], margin: float = 0) -> str:
+    """The verdict against the outcome: right; open, where the interval holds both; wrong. "" without a verdict.
+
+    margin: percent of the process, for a prediction that brings no interval of its own.
+    """
+    if "why" in said:
+        return ""
+    expected = said.get("process_bytes")
+    if expected is None:
+        return "wrong" if case.ran else "right"
+    low = said.get("low_bytes", expected * (1 - margin / 100))
+    high = said.get("high_bytes", expected * (1 + margin / 100))
+    if low <= case.capacity < high:
+        return "right" if (expected <= case.capacity) == case.ran else "open"
+    return "right" if (high <= case.capacity) == case.ran else "wrong"
+
+
+def regimes(records: Iterable[Record]) -> list[Record]:
+    """Measured cases and worst error of each engine and regime, in tenths of a percent, rounded up."""
+    sums: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: {"allocated": [], "reserved": []})
+    for record in records:
+        for engine in (CLOSED_FORM, TRACE):
+            for name, error in record[engine].get("error_percent", {}).items():
+                if name in ("allocated", "reserved"):
+                    sums[engine, *record["regime"]][name].append(-(-round(abs(error) * 10_000) // 1000))
+    return [
+        {
+            "engine": engine,
+            "regime": list(regime),
+            "cases": len(found["allocated"]),
+            "worst_allocated": max(found["allocated"], default=None),
+            "worst_reserved": max(found["reserved"], default=None),
+        }
+        for (engine, *regime), found in sorted(sums.items())
+    ]
+
+
+# All of it
+
+
+def measure(keep: Mapping[int, Record]) -> list[Record]:
+    """A record for each case. keep: traces that are there already, by row number."""
+    every = cases()
+    wanted = [case.row for case in every if case.row is not None]
+    traces = {**keep, **traced([number for number in wanted if number not in keep])}
+    asked = [{**question(case.model, case.how), "gpu": _fitcheck_gpu(case)} for case in every]
+    peers = answers(asked)
+    records = []
+    for place, case in enumerate(every):
+        record: Record = {
+            "source": case.source,
+            "model": case.model.id,
+            "how": dict(case.how),
+            "regime": [case.regime.attention, case.regime.precision, case.regime.sharding],
+            "code": case.code,
+            "gpu": case.gpu.id,
+            "capacity_bytes": case.capacity,
+            "ran": case.ran,
+            "measured": dict(case.measured),
+            "context": case.context,
+            "row": case.row,
+            CLOSED_FORM: closed(case),
+            TRACE: of_process(case, traces[case.row] if case.row is not None else dict(case.traced or NOT_TRACED)),
+            "peers": {name: said[place] for name, said in peers.items()},
+        }
+        for engine in (CLOSED_FORM, TRACE):
+            record[engine]["error_percent"] = errors(case, record[engine]) if case.ran else {}
+        records.append(record)
+    _with_evidence(every, records)
+    _judge(every, records)
+    return records
+
+
+def _with_evidence(every: Sequence[Case], records: Sequence[Record]) -> None:
+    """Write the evidence, and give each record of the closed form the interval that follows from it."""
+    EVIDENCE.write_text(evidence_text(regimes(records)), encoding="utf-8")
+    measured.cache_clear()
+    for case, record in zip(every, records, strict=True):
+        record[CLOSED_FORM].update(closed(case))
+
+
+def _judge(every: Sequence[Case], records: Sequence[Record]) -> None:
+    """Verdicts; a trace's interval is the worst error of what is reserved in its regime."""
+    worst = {
+        tuple(row["regime"]): max(LEAST, row["worst_reserved"] / 10)
+        for row in regimes(records)
+        if row["engine"] == TRACE
+    }
+    for case, record in zip(every, records, strict=True):
+        record[CLOSED_FORM]["verdict"] = judged(case, record[CLOSED_FORM])
+        record[TRACE]["verdict"] = judged(case, record[TRACE], worst.get(tuple(record["regime"]), UNMEASURED))
+
+
+def _fitcheck_gpu(case: Case) -> str:
+    """The name of the card in FitCheck's list; it enters the total as a part that was fitted to it."""
+    known = {"t4-16gb": "t4", "a100-sxm-40gb": "a100-40", "a100-sxm-80gb": "a100-80", "h100-sxm-80gb": "h100-80"}
+    return known.get(case.gpu.id, case.gpu.id)
+
+
+LIMITS = (
+    ("fp16 LoRA", False, "allocated", 0.5, 10),
+    ("fp16 LoRA", False, "reserved", 1.0, 10),
+    ("LoRA over NF4", True, "allocated", 1.5, 10),
+    ("LoRA over NF4", True, "reserved", 5.0, 9),
 )
+"""What whole recipes are held to: whether they are in NF4, a quantity, percent, and so many runs of ten."""
+
+
+def limits(records: Sequence[Record]) -> list[Record]:
+    """The error of the worst run that a limit is for, and whether it holds."""
+    found = []
+    for name, in_nf4, quantity, limit, of_ten in LIMITS:
+        off = sorted(
+            abs(record[TRACE]["error_percent"][quantity])
+            for record in records
+            if quantity in record[TRACE]["error_percent"] and ("quantization" in record["how"]) == in_nf4
+        )
+        place = -(-of_ten * len(off) // 10) - 1
+        share = "worst error" if of_ten == 10 else f"error of {of_ten} runs in ten"
+        what = f"{name}, traced, {quantity}: {share}, percent"
+        found.append(verdict(what, off[place], limit))
+    return found
 
 
 def main() -> None:
-    """Predict, compare, write results/accuracy.json and results/accuracy.md."""
-    parser = argparse.ArgumentParser(description="predicted peaks beside measured ones")
-    parser.add_argument("--here", action="store_true", help="use the libraries of this interpreter")
-    here = parser.parse_args().here
-    rows = read_rows()
-    found = predict(rows, here)
-    cells = lines(rows, found)
-    print(table(HEADER, cells))
-    off = [errors(row, prediction) for row, prediction in zip(rows, found, strict=True)]
-    verdicts = [
-        verdict(f"largest error of {name}, percent", max(abs(each[name]) for each in off), limit)
-        for name, limit in LIMITS.items()
-    ]
+    """Predict, compare, write."""
+    parser = argparse.ArgumentParser(description="predicted memory beside measured memory")
+    parser.add_argument("--keep-traces", action="store_true", help="take the traces of results/accuracy.json")
+    keep = {}
+    if parser.parse_args().keep_traces:
+        last = json.loads(RESULT.read_text(encoding="utf-8"))["cases"]
+        keep = {each["row"]: bare(each[TRACE]) for each in last if each["row"] is not None}
+    records = measure(keep)
     result = {
         "benchmark": "accuracy",
-        "what": "peaks predicted without a GPU beside peaks measured on a Tesla T4",
+        "what": "memory predicted without a GPU beside memory that others measured",
         "machine": machine(),
-        "libraries": "of the interpreter that ran"
-        if here
-        else "the versions of each row, with torch of constraints.txt",
-        "limits": verdicts,
-        "rows": [
-            {**row, "predicted": prediction, "error_percent": each}
-            for row, prediction, each in zip(rows, found, off, strict=True)
-        ],
+        "libraries": f"the versions of each row, bitsandbytes {BITSANDBYTES}, and torch of constraints.txt",
+        "limits": limits(records),
+        "regimes": regimes(records),
+        "cases": records,
     }
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "accuracy.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "accuracy.md").write_text(markdown(cells), encoding="utf-8")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    accuracy_page.write(result)
 
 
-def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """The table for readers, in MiB."""
-    head = f"| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}\n"
-    return head + "".join(f"| {' | '.join(row)} |\n" for row in cells)
+def bare(trace: Record) -> Record:
+    """A trace as it was made, without what comparing added."""
+    return {name: value for name, value in trace.items() if name not in ("error_percent", "verdict", "process_bytes")}
+
+
+def evidence_text(found: object) -> str:
+    """The package's evidence.json."""
+    assert isinstance(found, list)
+    lines = ",\n".join(" " + json.dumps(row) for row in found)
+    return f'{{"regimes": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":

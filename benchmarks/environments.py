@@ -45,13 +45,16 @@ class Environment:
         return packages
 
 
-def peer_environment(name: str, requirement: str) -> Environment:
-    """The environment of a peer, kept from one run to the next. InstallError where pip cannot install it."""
+def peer_environment(name: str, requirement: str, *options: str) -> Environment:
+    """The environment of a peer, kept from one run to the next. InstallError where pip cannot install it.
+
+    options: of pip, such as those that let a dependency without a wheel be built.
+    """
     environment = Environment(CACHE / name)
     ready = environment.folder / "ready"
     wanted = f"{sys.version}\n{requirement}\n"
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
-        _install(environment, requirement)
+        _install(environment, requirement, *options)
         ready.write_text(wanted, encoding="utf-8")
     return environment
 

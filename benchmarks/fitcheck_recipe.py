@@ -6,6 +6,7 @@ made and in which order tensors die. One JSON line for each row number on standa
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import resource
@@ -20,9 +21,9 @@ import torch
 import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.accuracy import CAPACITY, read_rows
-from gradaccum.memory.allocator import Allocator, ties_of
-from gradaccum.torch.trace import Job, Trace, cuda, record, replay
+from benchmarks.measured_cases import CAPACITY, RECIPES, read
+from gradaccum.memory.allocator import Allocator, OutOfMemory, ties_of
+from gradaccum.torch.trace import Job, Peaks, Trace, cuda, record, replay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
 Row = dict[str, str]
 
 
+FAMILIES = {"Qwen2": "Qwen2Config", "Mistral": "MistralConfig"}
+"""The configuration of a model by a part of its name; a Llama's where none is there."""
+
+
 def base_model(row: Mapping[str, str]) -> torch.nn.Module:
     """The base in fp16, from its sizes alone. ValueError where its parameters are not as many as were measured."""
-    kind = transformers.Qwen2Config if "Qwen2" in row["model"] else transformers.LlamaConfig
+    kind = getattr(transformers, next((FAMILIES[part] for part in FAMILIES if part in row["model"]), "LlamaConfig"))
     config = kind(
         hidden_size=int(row["hidden"]),
         num_hidden_layers=int(row["layers"]),
@@ -108,13 +113,34 @@ def memory_efficient_alone() -> Iterator[None]:
         functional.scaled_dot_product_attention = plain
 
 
+def quantised_recipe(row: Mapping[str, str]) -> Callable[[int, torch.nn.Module], Job]:
+    """The same with a base in NF4: how it is loaded and made ready for training is a part of it."""
+    from benchmarks import quantised_loading
+
+    with torch.device("meta"):
+        skeleton: Any = quantised_loading.skeleton(base_model(row), torch.float16)
+    then = recipe(row)
+
+    def build(micro_batch: int, nothing: torch.nn.Module) -> Job:
+        quantised_loading.load(skeleton, torch.float16)
+        base = peft.prepare_model_for_kbit_training(skeleton, use_gradient_checkpointing=True)
+        if "auto_clear_cache" in inspect.signature(peft.prepare_model_for_kbit_training).parameters:
+            # It asks for a GPU first, and there is none here.
+            torch.cuda.empty_cache()
+        return then(micro_batch, base)
+
+    return build
+
+
 def traced(row: Mapping[str, str]) -> Trace:
     """Two updates of one micro-step, as in the measured run."""
+    quantised = row["quantization"] == "nf4"
     with memory_efficient_alone() if row["attention"] == "sdpa" else nullcontext():
         return record(
-            recipe(row),
+            quantised_recipe(row) if quantised else recipe(row),
             int(row["micro_batch"]),
-            load=lambda: base_model(row),
+            # Of a base in NF4 nothing is there before `build`.
+            load=torch.nn.Module if quantised else lambda: base_model(row),
             device=cuda((7, 5)),
             accum_steps=1,
             updates=2,
@@ -122,19 +148,20 @@ def traced(row: Mapping[str, str]) -> Trace:
 
 
 def predicted(row: Mapping[str, str]) -> dict[str, object]:
-    """Peaks in bytes, what was alive at the peak, and what the prediction cost."""
+    """Peaks in bytes, what was alive at the peak, and what the prediction cost.
+
+    reserved_bytes is None where the card's memory is not enough; allocated_bytes is then of a card without an end.
+    """
     begun = time.perf_counter()
     trace = traced(row)
     took = time.perf_counter() - begun
     capacity = CAPACITY - int(row["context_bytes"])
-    peaks = replay(trace, Allocator(capacity, ties="address"))
-    release = re.sub(r"\+.*", "", row["torch"])
-    by_version = replay(trace, Allocator(capacity, ties=ties_of(release)))
+    peaks, reserved = _replayed(trace, capacity, "address")
     phases = peaks.by_phase
     return {
         "allocated_bytes": peaks.allocated,
-        "reserved_bytes": peaks.reserved,
-        "reserved_bytes_by_version": by_version.reserved,
+        "reserved_bytes": reserved,
+        "reserved_bytes_by_version": _replayed(trace, capacity, ties_of(re.sub(r"\+.*", "", row["torch"])))[1],
         "forward_bytes": max(phases["forward"], phases["loss"]),
         "backward_bytes": max(phases["backward"], phases["recompute"]),
         "optimizer_bytes": phases["optimizer"],
@@ -148,10 +175,19 @@ def predicted(row: Mapping[str, str]) -> dict[str, object]:
     }
 
 
+def _replayed(trace: Trace, capacity: int, ties: str) -> tuple[Peaks, int | None]:
+    """The peaks, and what is reserved at most; None where the card has not so much."""
+    try:
+        peaks = replay(trace, Allocator(capacity, ties=ties))
+    except OutOfMemory:
+        return replay(trace, Allocator(None, ties=ties)), None
+    return peaks, peaks.reserved
+
+
 def main() -> None:
     """Answer row numbers."""
     transformers.logging.set_verbosity_error()
-    rows = read_rows()
+    rows = read(RECIPES)
     for line in sys.stdin:
         print(json.dumps(predicted(rows[int(line)])), flush=True)
 

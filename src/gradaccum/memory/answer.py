@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradaccum.core.plan import mime_bundle
+from gradaccum.memory.evidence import Evidence
 from gradaccum.memory.ledger import Line, total
-from gradaccum.memory.outside import Evidence, Outside
+from gradaccum.memory.outside import Outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

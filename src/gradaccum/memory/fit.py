@@ -9,9 +9,10 @@ from gradaccum.core.plan import make_plan
 from gradaccum.core.request import Request
 from gradaccum.memory.answer import Change, Fit, Memory
 from gradaccum.memory.closed_form import heaviest, highest
+from gradaccum.memory.evidence import evidence
 from gradaccum.memory.layout import DEGREES
 from gradaccum.memory.loss import CHUNKS
-from gradaccum.memory.outside import evidence, outside
+from gradaccum.memory.outside import outside
 from gradaccum.memory.ranks import lighter_layouts
 from gradaccum.memory.remarks import remarks
 

@@ -60,8 +60,8 @@ def _bar(memory: Mapping[str, Any]) -> str:
 
 
 def _evidence(evidence: Mapping[str, Any]) -> str:
-    measured = f"{evidence['cases']} measured" if evidence["cases"] else "no measured case"
-    return f"{evidence['regime']}: {measured}, +-{evidence['margin']}%"
+    words: str = evidence["words"]
+    return words.replace("\u00b1", "+-").replace("; yours", ";\n          yours")
 
 
 def _line(line: Mapping[str, Any], whole: int) -> str:
