@@ -12,8 +12,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Unpack
+    from collections.abc import Callable, Mapping
+    from typing import Any, Unpack
 
     from gradaccum.catalog.gpus import Gpu as Gpu
     from gradaccum.catalog.gpus import find_gpu as find_gpu
@@ -87,28 +87,52 @@ def table(*, preset: str | None = None, **inputs: object) -> tuple[Row, ...]:
 
 
 def fit(
-    *, model: Model | Mapping[str, object] | str, gpu: Gpu | str | int, target_batch: int | None = None, **how: object
+    *,
+    model: Model | Mapping[str, object] | Callable[..., object] | str,
+    gpu: Gpu | str | int,
+    target_batch: int | None = None,
+    engine: str | None = None,
+    **how: Any,
 ) -> Fit:
-    """The largest micro-batch that a GPU holds, and where its memory goes, from shapes alone.
+    """The largest micro-batch that a GPU holds, and where its memory goes, known before the run.
 
-    model: a name such as `llama-3.1-8b`, a Hugging Face config as a dict or as the path of a config.json. gpu: a name,
-    or bytes. target_batch: sequences of one update, for the plan. how: sequence_length (2048 tokens if not given),
-    num_gpus, accum_steps, dtype, optimizer, checkpointing, lora_rank, strategy, tensor_parallel and more: docs/fit.md.
+    model: a name such as `llama-3.1-8b`, a Hugging Face config as a dict or as the path of a config.json; or, followed
+    by a trace, a torch module, a function that returns (model, batch, loss) for a micro-batch, or such a function's
+    name, `package.module:function`. gpu: a name, or bytes. target_batch: sequences of one update, for the plan.
+    engine: `closed-form`, `trace`, or `both`, for a named model; by default the closed form.
+    how: sequence_length (2048 tokens if not given), num_gpus, accum_steps, dtype, optimizer, checkpointing, lora_rank,
+    strategy, tensor_parallel and more; with a module its sample `batch` and `loss`; with a trace `allocator`, the words
+    of PYTORCH_ALLOC_CONF, and `time_limit` in seconds. See docs/fit.md.
     Raises InputError for what is not known, or makes no sense.
     """
     _install_fit_display()
     from gradaccum.catalog.gpus import Gpu, find_gpu
     from gradaccum.catalog.models import Model, find_model, read_config
+    from gradaccum.memory.engines import names_function, read_engine, take_of_trace
     from gradaccum.memory.fit import fit as largest
     from gradaccum.memory.layout import with_default_strategy
     from gradaccum.memory.setup import Setup
 
+    card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
+    own = callable(model) or (isinstance(model, str) and names_function(model))
+    engine = read_engine(engine, own)
+    if own:
+        from gradaccum.torch.fit import fit_own
+
+        return fit_own(model, card, target_batch=target_batch, **how)
+    config: Any = None
     if not isinstance(model, Model):
         named = isinstance(model, str) and not model.endswith(".json")
-        model = find_model(str(model)) if named else read_config(model)
+        config = None if named else model
+        model = find_model(str(model)) if named else read_config(model)  # type: ignore[arg-type]
+    traced = take_of_trace(how, engine)
     how.setdefault("sequence_length", 2048)
     setup = Setup(model=model, **with_default_strategy(how))  # type: ignore[arg-type]
-    return largest(setup, gpu if isinstance(gpu, Gpu) else find_gpu(gpu), target_batch)
+    if engine == "closed-form":
+        return largest(setup, card, target_batch)
+    from gradaccum.torch.fit import fit_setup
+
+    return fit_setup(setup, card, both=engine == "both", config=config, target_batch=target_batch, **traced)
 
 
 def _with_preset(preset: str | None, inputs: Mapping[str, object]) -> Mapping[str, object]:

@@ -472,7 +472,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 field_names = sorted(
-    {name for names in room._NAMES.values() for name in names}
+    {name for names in room.NAMES.values() for name in names}
     | {"tie_word_embeddings", "attention_bias", "mlp_only_layers", "decoder_sparse_step", "id2label", "hidden_act"}
     | {"text_config", "model_type", "dropout", "_name_or_path"}
 )

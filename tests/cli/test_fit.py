@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from gradaccum.cli import main
+
+STEP = """\
+import torch
+
+def build(micro_batch):
+    return torch.nn.Linear(64, 64), torch.zeros(micro_batch, 64), lambda y: y.mean()
+
+def fails(micro_batch):
+    raise FileNotFoundError("data.bin")
+"""
 
 
 def test_the_answer_on_one_screen(capsys):
@@ -37,6 +48,53 @@ def test_json_and_quiet(capsys, tmp_path):
     )  # fmt: skip
     assert main(["fit", "--model", str(config), "--gpu", "rtx-4090", "-s", "1024", "-q"]) == 0
     assert capsys.readouterr().out == "3\n"
+
+
+@pytest.fixture
+def own_step(tmp_path, monkeypatch):
+    (tmp_path / "own_step.py").write_text(STEP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("own_step", None)
+
+
+@pytest.mark.usefixtures("own_step")
+def test_a_step_of_ones_own_is_traced(capsys):
+    flags = ["fit", "--model", "own_step:build", "--gpu", "t4", "-t", "64", "--allocator", "expandable_segments:True"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "own_step:build, adamw" in out
+    assert "engine    trace: peak " in out
+    assert "traced at micro-batch 2, " in out
+    assert "64 micro-batch x 1 GPUs x 1 accumulation steps = 64" in out
+    assert main([*flags, "--json", "--time-limit", "600"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["engine"]) == ("own_step:build", "trace")
+    assert found["engines"][0]["traces"][0] == 2
+    assert sum(line["bytes"] for line in found["memory"]["ledger"]) == found["memory"]["peak_bytes"]
+
+
+@pytest.mark.usefixtures("own_step")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["own_step:fails"], "fails() raised FileNotFoundError: data.bin (own_step.py, line 7)"),
+        (["own_step:bild"], "has no function 'bild' in the module own_step; nearest: own_step:build"),
+        (["no_step:build"], "names a module that is not found from here: 'no_step'"),
+        (["own_step:build", "--engine", "both"], "the closed form knows named models and config.json alone"),
+        (["own_step:build", "--dtype", "bf16"], "build() decides this itself"),
+        (["own_step:build", "--allocator", "expandable"], "'expandable' is no option"),
+        (["own_step:build", "--time-limit", "soon"], "--time-limit is a number of seconds above 0, not 'soon'"),
+        (["own_step:build", "--time-limit", "1e-9"], "longer than the 1e-09 seconds of --time-limit"),
+        (["gpt2", "--allocator", "expandable_segments:True"], "is for a trace alone"),
+    ],
+)
+def test_mistakes_in_a_step_of_ones_own_are_said(capsys, flags, message):
+    assert main(["fit", "--gpu", "t4", "--model", *flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ USES: dict[str, set[str]] = {
 }
 
 # The packages that are not the standard library, and the only room that may import them.
-THIRD_PARTY = {"torch": {"torch"}, "web": {"starlette", "uvicorn"}, "trainers": {"ruamel"}}
+THIRD_PARTY = {"torch": {"torch", "transformers"}, "web": {"starlette", "uvicorn"}, "trainers": {"ruamel"}}
 
 
 def reachable(room: str) -> set[str]:

@@ -395,7 +395,7 @@ def _spellings() -> dict[str, str]:
 _LONGEST_CONFIG = 2**20
 """Characters; a longer text is refused unread."""
 
-_NAMES = {
+NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model", "n_embed"),
     "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
@@ -459,7 +459,7 @@ def read_config(config: Mapping[str, Any] | str, name: str = "") -> Model:
     What the config leaves out has the default of Transformers' config class, where that follows from the architecture.
     Raises InputError on field `config`: every field that is missing, no whole number, or contradicts another.
     """
-    content, note = _with_text_config(_parsed(config))
+    content, note = _with_text_config(parse_config(config))
     family = _family(content)
     fields = {**_BASE, **FAMILIES[family][1], "family": family, "note": note}
     problems = _read_shapes(content, fields)
@@ -474,11 +474,12 @@ def read_config(config: Mapping[str, Any] | str, name: str = "") -> Model:
     return Model(**{**fields, "params": count_params(Model(**{**fields, "params": 0}))})
 
 
-def _parsed(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
+def parse_config(config: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    """A config as a dict: from one, from JSON text, or from a file's path. InputError for anything else."""
     if isinstance(config, dict):
         return config
     if hasattr(config, "to_dict"):  # a config object of Transformers
-        return _parsed(config.to_dict())
+        return parse_config(config.to_dict())
     import json
 
     text = str(config)
@@ -527,9 +528,9 @@ def _read_shapes(content: Mapping[str, Any], fields: dict[str, Any]) -> list[Pro
     """Put the numbers of the config into `fields`, and say what is wrong with them."""
     family, problems = fields["family"], []
     for field in (*_SHAPES, *_OWN_FIELDS.get(family, ())):
-        key = next((each for each in _NAMES[field] if content.get(each) is not None), None)
+        key = next((each for each in NAMES[field] if content.get(each) is not None), None)
         if key is None:
-            if _NAMES[field][0] in content:  # null: there is none, or it follows from the other fields
+            if NAMES[field][0] in content:  # null: there is none, or it follows from the other fields
                 fields.pop(field, None)
                 if field in _BASE:
                     fields[field] = _BASE[field]
@@ -570,9 +571,9 @@ def _missing(content: Mapping[str, Any], fields: dict[str, Any], problems: list[
     needed += ["nope_dim"] if family.startswith("deepseek") else []
     said = " ".join([problem.message for problem in problems])
     return [
-        Problem("config", f"lacks {_NAMES[field][0]}, which {family} needs")
+        Problem("config", f"lacks {NAMES[field][0]}, which {family} needs")
         for field in needed
-        if not fields.get(field) and not any(key in said for key in _NAMES[field])
+        if not fields.get(field) and not any(key in said for key in NAMES[field])
     ]
 
 

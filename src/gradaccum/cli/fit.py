@@ -6,16 +6,20 @@ from gradaccum.cli.fit_probe import add_options, refuse_without_probe, run_probe
 from gradaccum.cli.options import Once, Parser, new_parser, parse
 from gradaccum.errors import InputError, Problem
 from gradaccum.memory import layout
+from gradaccum.memory.answer import Step
+from gradaccum.memory.engines import ENGINES, read_engine, take_of_trace
 from gradaccum.memory.ranks import layout_words
 from gradaccum.memory.setup import CHOICES, MEANINGS, Setup
-from gradaccum.units import read_count
+from gradaccum.units import quote, read_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from typing import Any
 
     from gradaccum.catalog.models import Model
+    from gradaccum.memory.answer import Fit
 
 EXAMPLES = """\
   gradaccum fit --model llama-3.2-1b --gpu rtx-4090 -s 2048 -t 64
@@ -23,7 +27,16 @@ EXAMPLES = """\
   gradaccum fit --model llama-3.1-70b --gpu h100-sxm-80gb -g 64 -s 8192 --tensor-parallel 8 --strategy fsdp2
   gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full
   gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention
+  gradaccum fit --model train:build --gpu rtx-3060-12gb -t 64
   gradaccum fit --model train:build --probe -t 64"""
+
+MODEL = "a name such as llama-3.1-8b, a config.json, or module:function of your own, which returns (model, batch, loss)"
+
+TRACED = {
+    "engine": f"{', '.join(ENGINES)}: who answers; a module:function is followed by a trace (default: closed-form)",
+    "allocator": "words of PYTORCH_ALLOC_CONF for a trace, such as expandable_segments:True (default: that variable)",
+    "time_limit": "seconds that a trace may take",
+}
 
 COUNTS = {
     "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
@@ -51,7 +64,7 @@ FLAGS = {
 def parser() -> Parser:
     """All options of the command."""
     found = new_parser("fit", "The largest micro-batch that your GPU holds, without a GPU.", EXAMPLES)
-    found.add_argument("--model", metavar="M", action=Once, help="a name such as llama-3.1-8b, or a config.json")
+    found.add_argument("--model", metavar="M", action=Once, help=MODEL)
     found.add_argument("--gpu", metavar="G", action=Once, help="a name such as rtx-3060-12gb, or bytes such as 24GiB")
     for name, (short, words) in COUNTS.items():
         found.add_argument(short, "--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
@@ -70,6 +83,9 @@ def parser() -> Parser:
         where.add_argument(flag, dest=name, action="store_const", const=not negated, help=words)
     text = "train adapters of this rank, and freeze the model (default: 0, all is trained)"
     how.add_argument("--lora-rank", dest="lora_rank", action=Once, metavar="N", help=text)
+    traced = found.add_argument_group("who answers")
+    for name, words in TRACED.items():
+        traced.add_argument("--" + name.replace("_", "-"), dest=name, action=Once, metavar="WORD", help=words)
     add_options(found)
     form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all of it as JSON")
@@ -86,12 +102,7 @@ def run(arguments: Sequence[str]) -> int:
     missing = [name for name in ("model", "gpu") if getattr(options, name) is None]
     if missing:
         raise InputError(*[Problem(f"--{name}", "is missing", [_EXAMPLE[name]]) for name in missing])
-    from gradaccum.catalog.gpus import find_gpu
-    from gradaccum.memory.fit import fit
-
-    setup, target = _setup(options), options.target_batch
-    gpu = find_gpu(options.gpu)
-    found = fit(setup, gpu, None if target is None else read_count(target, "target_batch", 1))
+    found = _found(options)
     if options.quiet:
         print(found.max_micro_batch)
         return 0
@@ -102,28 +113,59 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from gradaccum.show.fit import fit_text
 
-    print(fit_text(found.to_dict(), gpu.name, _in_words(setup)))
+    print(fit_text(found.to_dict(), found.gpu.name, _in_words(found.setup)))
     return 0
 
 
-def _in_words(setup: Setup) -> str:
-    words = [
-        f"sequences of {setup.sequence_length:,} tokens",
-        setup.dtype,
-        setup.optimizer,
-        f"{setup.attention} attention",
-        f"checkpointing {setup.checkpointing}",
-    ]
-    if setup.lora_rank:
-        words.append(f"LoRA of rank {setup.lora_rank} on {setup.lora_targets} layers")
-    if setup.quantization != "none":
-        words.append(f"{setup.quantization} weights")
-    if setup.loss != "full":
-        words.append(f"{setup.loss} loss")
-    return ", ".join([*words, *layout_words(setup)])
+def _in_words(setup: Setup | Step) -> str:
+    return setup.words if isinstance(setup, Step) else ", ".join([setup.words, *layout_words(setup)])
 
 
 _EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
+
+
+def _found(options: argparse.Namespace) -> Fit:
+    from gradaccum.catalog.gpus import find_gpu
+    from gradaccum.memory.engines import names_function
+
+    gpu, own = find_gpu(options.gpu), names_function(options.model)
+    engine = read_engine(options.engine, own)
+    traced: dict[str, Any] = {name: getattr(options, name) for name in ("allocator", "time_limit")}
+    traced = {name: word for name, word in traced.items() if word is not None}
+    if "time_limit" in traced:
+        traced["time_limit"] = _seconds(traced["time_limit"])
+    target = None if options.target_batch is None else read_count(options.target_batch, "target_batch", 1)
+    if own:
+        from gradaccum.torch.fit import fit_own
+
+        return fit_own(options.model, gpu, target_batch=target, **traced, **_given(options))
+    setup, traced = _setup(options), take_of_trace(traced, engine)
+    if engine == "closed-form":
+        from gradaccum.memory.fit import fit
+
+        return fit(setup, gpu, target)
+    from gradaccum.torch.fit import fit_setup
+
+    config = options.model if options.model.endswith(".json") else None
+    return fit_setup(setup, gpu, both=engine == "both", config=config, target_batch=target, **traced)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(Problem("--time-limit", f"is a number of seconds above 0, not {quote(text)}", ["60"]))
+    return seconds
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What was said of how it is trained, as a step of one's own is told it."""
+    names = (*COUNTS, *CHOICES, *LAYOUT, *FLAGS, "lora_rank")
+    said = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    said.pop("target_batch", None)
+    return {name: read_count(word, name, 1) if name in COUNTS else word for name, word in said.items()}
 
 
 def _setup(options: argparse.Namespace) -> Setup:

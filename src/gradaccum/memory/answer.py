@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gradaccum.core.plan import mime_bundle
-from gradaccum.memory.evidence import Evidence
+from gradaccum.memory.evidence import CLOSED_FORM, Evidence
 from gradaccum.memory.ledger import Line, total
 from gradaccum.memory.outside import Outside
+from gradaccum.units import show_percent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Memory:
 
     ledger: what is allocated; its sum is peak_bytes. outside: what comes on top of it in the process.
     stage: which pipeline stage this is, the heaviest; "" where there is one.
+    other_peak_bytes: the same peak by the other engine, where both were asked; low and high reach as far as it.
     """
 
     peak_at: str
@@ -33,6 +35,7 @@ class Memory:
     evidence: Evidence
     capacity_bytes: int
     stage: str = ""
+    other_peak_bytes: int | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -42,12 +45,14 @@ class Memory:
     @property
     def low_bytes(self) -> int:
         """The peak, if the margin is all in our favour."""
-        return self.peak_bytes * (100 - self.evidence.margin) // 100
+        low = self.peak_bytes * (100 - self.evidence.margin) // 100
+        return low if self.other_peak_bytes is None else min(low, self.other_peak_bytes)
 
     @property
     def high_bytes(self) -> int:
         """The peak, if the margin is all against us."""
-        return self.peak_bytes * (100 + self.evidence.margin) // 100
+        high = self.peak_bytes * (100 + self.evidence.margin) // 100
+        return high if self.other_peak_bytes is None else max(high, self.other_peak_bytes)
 
     @property
     def reserved_bytes(self) -> int:
@@ -85,7 +90,10 @@ class Memory:
         found: dict[str, object] = {name: getattr(self, name) for name in names}
         found["stage"] = self.stage or None
         found["ledger"] = [line.to_dict() for line in self.ledger]
-        found["outside"] = [{"name": o.name, "bytes": o.expected, "source": o.source} for o in self.outside]
+        found["outside"] = [
+            {"name": o.name, "bytes": o.expected, "low_bytes": o.low, "high_bytes": o.high, "source": o.source}
+            for o in self.outside
+        ]
         return found
 
 
@@ -109,16 +117,63 @@ DISPLAY: dict[str, Callable[[Fit], str]] = {}
 """How a fit shows itself: "text" and "html". The package's top fills it, since this room knows no renderer."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A training step of the person's own: what a trace is asked, as a Setup is what the closed form is asked.
+
+    name: the model's, or `module:function`. accum_steps: micro-steps per update; None is "two or more".
+    words: how it is trained, for people.
+    """
+
+    name: str
+    micro_batch: int
+    accum_steps: int | None
+    num_gpus: int
+    words: str
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients of an earlier micro-step are there while the next one runs."""
+        return self.accum_steps is None or self.accum_steps > 1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What one engine says at the micro-batch of the answer. All in bytes.
+
+    at: where its peak is. traces: the micro-batches that were traced, in order; none for the closed form.
+    """
+
+    name: str
+    max_micro_batch: int
+    peak_bytes: int
+    process_bytes: int
+    at: str
+    traces: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """As `fit --json` has it."""
+        return {
+            "engine": self.name,
+            "max_micro_batch": self.max_micro_batch,
+            "peak_bytes": self.peak_bytes,
+            "process_bytes": self.process_bytes,
+            "at": self.at,
+            "traces": list(self.traces),
+        }
+
+
 @dataclass(frozen=True, repr=False)
 class Fit:
     """The answer. setup, memory: at the plan's micro-batch, or at the largest; at 1 where nothing fits.
 
     max_micro_batch: the largest whose expected bytes fit, 0 where none does; surely: the largest that fits at worst;
     at_best: the largest that fits at best. plan: None where nothing fits, or no target was given. findings: about the
-    memory; those about the plan are the plan's.
+    memory; those about the plan are the plan's. engines: what each engine says, the one that answers first; empty is
+    the closed form alone.
     """
 
-    setup: Setup
+    setup: Setup | Step
     gpu: Gpu
     max_micro_batch: int
     surely: int
@@ -128,6 +183,19 @@ class Fit:
     curve: tuple[tuple[int, Memory], ...]
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
+    engines: tuple[Engine, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        """Whose numbers these are."""
+        return self.engines[0].name if self.engines else CLOSED_FORM
+
+    @property
+    def disagreement_bytes(self) -> int | None:
+        """By how much the other engine's peak is higher, at the same micro-batch; None where only one was asked."""
+        if len(self.engines) < 2:
+            return None
+        return self.engines[1].peak_bytes - self.engines[0].peak_bytes
 
     def __repr__(self) -> str:
         return f"<Fit {self.setup.name} on {self.gpu.name}: micro-batch {self.max_micro_batch}>"
@@ -149,7 +217,7 @@ class Fit:
         """The JSON of `gradaccum fit`."""
         return {
             "schema_version": 1,
-            "model": self.setup.model.id,
+            "model": self.setup.name,
             "gpu": self.gpu.id,
             "max_micro_batch": self.max_micro_batch,
             "max_micro_batch_surely": self.surely,
@@ -159,10 +227,18 @@ class Fit:
             "memory": self.memory.to_dict(),
             "curve": [_point(micro_batch, memory) for micro_batch, memory in self.curve],
             "changes": [change.to_dict() for change in self.changes],
-            "engine": "closed form",
+            "engine": self.engine,
+            "engines": [engine.to_dict() for engine in self.engines],
+            "disagreement": self._disagreement(),
             "evidence": self.memory.evidence.to_dict(),
             "findings": [finding.to_dict() for finding in self.findings],
         }
+
+    def _disagreement(self) -> dict[str, object] | None:
+        apart = self.disagreement_bytes
+        if apart is None:
+            return None
+        return {"bytes": apart, "percent": show_percent(apart, self.engines[0].peak_bytes)}
 
 
 def _point(micro_batch: int, memory: Memory) -> dict[str, int]:

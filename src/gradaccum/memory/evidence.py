@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from gradaccum.units import Ratio
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -74,7 +76,7 @@ class Evidence:
         return {
             "regime": self.regime,
             "cases": self.cases,
-            "worst_percent": None if self.worst is None else self.worst / 10,
+            "worst_percent": None if self.worst is None else float(Ratio(self.worst, 10)),
             "margin": self.margin,
             "words": str(self),
         }
@@ -115,6 +117,16 @@ def evidence(setup: Setup, engine: str = CLOSED_FORM) -> Evidence:
         closest = max(near, key=lambda other: _common(mine, other))
         nearest = Evidence(str(closest), known[closest]["cases"], known[closest]["worst_allocated"])
     return Evidence(str(mine), cases, worst, nearest)
+
+
+def evidence_of_own(words: str) -> Evidence:
+    """What is known of traces of a step that a person wrote, whose regime nobody has measured. words: what it is."""
+    rows = [row for row in measured() if row["engine"] == TRACE and row["cases"] >= FEW]
+    most = max(rows, key=lambda row: row["cases"], default=None)
+    if most is None:
+        return Evidence(words, 0, None)
+    nearest = Evidence(str(Regime(*most["regime"])), most["cases"], most["worst_allocated"])
+    return Evidence(words, 0, None, nearest)
 
 
 def _common(one: Regime, other: Regime) -> tuple[bool, ...]:

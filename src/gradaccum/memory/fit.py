@@ -56,7 +56,7 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
         at_best=_largest(at, lambda memory: memory.process_low_bytes),
         plan=plan,
         memory=memory,
-        curve=tuple((each, at(each)) for each in _along(largest)),
+        curve=tuple((each, at(each)) for each in along(largest)),
         changes=changes,
         findings=remarks(chosen, gpu, memory, surely, changes),
     )
@@ -102,7 +102,7 @@ def _largest(at: Callable[[int], Memory], needed: Callable[[Memory], int]) -> in
     return below
 
 
-def _along(largest: int) -> list[int]:
+def along(largest: int) -> list[int]:
     """Micro-batches for the curve: from 1 to a third beyond the largest, at most 13."""
     end = max(4, largest + largest // 3)
     stride = max(1, -(-end // 12))

@@ -27,6 +27,16 @@ class Outside:
     source: str
 
 
+CONTEXT = Outside(
+    "CUDA context",
+    141 * MIB,
+    400 * MIB,
+    667 * MIB,
+    "141 MiB on a T4 (FitCheck), 287 to 667 MB by how modules are loaded (pytorch#86509)",
+)
+LIBRARY = Outside("NCCL", 512 * MIB, 620 * MIB, 1024 * MIB, "512 to 688 MB for one communicator (nccl#964, nccl#2363)")
+
+
 def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
     """The allocator's slack, the CUDA context and the communication library."""
     peak = total(ledger)
@@ -40,21 +50,14 @@ def outside(setup: Setup, ledger: Sequence[Line]) -> tuple[Outside, ...]:
         f"reserved over allocated is 1.04 to 1.12 with fused attention, up to 1.49 with eager attention "
         f"(FitCheck's measurements on a T4); {as_a_rule - 100}% taken",
     )
-    context = Outside(
-        "CUDA context",
-        141 * MIB,
-        400 * MIB,
-        667 * MIB,
-        "141 MiB on a T4 (FitCheck), 287 to 667 MB by how modules are loaded (pytorch#86509)",
-    )
     if setup.num_gpus == 1:
-        return slack, context
+        return slack, CONTEXT
     groups = communicators(setup)
     library = Outside(
-        "NCCL",
-        512 * MIB,
-        620 * MIB * groups,
-        1024 * MIB * groups,
-        f"512 to 688 MB for one communicator (nccl#964, nccl#2363), and {groups} of them",
+        LIBRARY.name,
+        LIBRARY.low,
+        LIBRARY.expected * groups,
+        LIBRARY.high * groups,
+        f"{LIBRARY.source}, and {groups} of them",
     )
-    return slack, context, library
+    return slack, CONTEXT, library

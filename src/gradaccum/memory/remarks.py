@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradaccum.core.findings import Finding
+from gradaccum.memory.answer import Step
 from gradaccum.memory.closed_form import END_OF_FORWARD, LAST_LAYER, RECOMPUTATION, START_OF_FORWARD, heaviest
 from gradaccum.memory.recipe import kernel_of
 from gradaccum.memory.sharding import UNSHARDED_GRADIENTS, kept_and_sent
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
     from gradaccum.memory.setup import Setup
 
 
-def remarks(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> tuple[Finding, ...]:
+def remarks(
+    setup: Setup | Step, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]
+) -> tuple[Finding, ...]:
     """The findings, warnings first. surely: the largest micro-batch that fits at worst; changes: best first."""
     found = [
         *_room(setup, gpu, memory, surely, changes),
         *_gradients(setup, memory),
         *_usable(gpu, memory),
-        *_routing(setup),
-        *_kernel(setup, gpu),
     ]
+    if not isinstance(setup, Step):
+        found += [*_routing(setup), *_kernel(setup, gpu)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
 
 
-def _room(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> Iterator[Finding]:
+def _room(setup: Setup | Step, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> Iterator[Finding]:
     needed, there = show_bytes(memory.process_bytes), show_bytes(memory.capacity_bytes)
     if memory.verdict == "does not fit":
         action = "Shard the model over more GPUs, or take a larger one."
@@ -53,7 +56,7 @@ def _room(setup: Setup, gpu: Gpu, memory: Memory, surely: int, changes: Sequence
         )
 
 
-def _gradients(setup: Setup, memory: Memory) -> Iterator[Finding]:
+def _gradients(setup: Setup | Step, memory: Memory) -> Iterator[Finding]:
     """What earlier micro-steps leave, and under FSDP2 what reducing them sooner or later would cost instead."""
     if not setup.accumulates or memory.peak_at not in (END_OF_FORWARD, LAST_LAYER, RECOMPUTATION, START_OF_FORWARD):
         return
@@ -66,7 +69,7 @@ def _gradients(setup: Setup, memory: Memory) -> Iterator[Finding]:
     )
     message += "no more."
     action = "A micro-batch that fits with one micro-step may not fit with two: try it with two."
-    if setup.strategy in ("fsdp2", "hsdp"):
+    if not isinstance(setup, Step) and setup.strategy in ("fsdp2", "hsdp"):
         whole, shards, sent = (show_bytes(count) for count in kept_and_sent(heaviest(setup)[0]))
         action = f"Reduced at the last micro-step alone, they would be {whole}, and every rank would send {sent} less "
         action += "in each micro-step but that."

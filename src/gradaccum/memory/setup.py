@@ -86,7 +86,14 @@ class Setup:
     def words(self) -> str:
         """How it is trained, for people."""
         how = f"{self.dtype}, {self.optimizer}, {self.attention} attention, checkpointing {self.checkpointing}"
-        return f"sequences of {show_count(self.sequence_length)} tokens, {how}"
+        words = [f"sequences of {show_count(self.sequence_length)} tokens", how]
+        if self.lora_rank:
+            words.append(f"LoRA of rank {show_count(self.lora_rank)} on {self.lora_targets} layers")
+        if self.quantization != "none":
+            words.append(f"{self.quantization} weights")
+        if self.loss != "full":
+            words.append(f"{self.loss} loss")
+        return ", ".join(words)
 
     @property
     def tokens(self) -> int:

@@ -28,10 +28,15 @@ def fit_text(found: Mapping[str, Any], gpu: str, settings: str) -> str:
         f"{show_bytes(memory['process_low_bytes'])} at best, {show_bytes(memory['process_high_bytes'])} at worst"
     )
     lines.append(f"evidence  {_evidence(found['evidence'])}")
+    lines += [_engine(each) for each in found["engines"]]
+    if found["disagreement"]:
+        apart = found["disagreement"]
+        sign = "-" if apart["bytes"] < 0 else "+"
+        lines.append(f"          {sign}{show_bytes(abs(apart['bytes']))} between them ({apart['percent']}%)")
     lines += ["", f"peak: {memory['peak_at']}" + (f", {memory['stage']}" if memory["stage"] else "")]
     lines += [_line(each, memory["process_bytes"]) for each in memory["ledger"]]
     lines.append(f"  {show_bytes(memory['peak_bytes']):>10}  allocated")
-    lines += [_line(each, memory["process_bytes"]) for each in memory["outside"]]
+    lines += [_line(_bounded(each), memory["process_bytes"]) for each in memory["outside"]]
     if found["changes"]:
         lines += ["", "would buy, at this micro-batch"]
         lines += [f"  {show_bytes(each['bytes']):>10}  {each['change']}" for each in found["changes"]]
@@ -62,6 +67,22 @@ def _bar(memory: Mapping[str, Any]) -> str:
 def _evidence(evidence: Mapping[str, Any]) -> str:
     words: str = evidence["words"]
     return words.replace("\u00b1", "+-").replace("; yours", ";\n          yours")
+
+
+def _engine(engine: Mapping[str, Any]) -> str:
+    traced = (
+        f", traced at micro-batch {', '.join([show_count(each) for each in engine['traces']])}"
+        if engine["traces"]
+        else ""
+    )
+    return f"engine    {engine['engine']}: peak {show_bytes(engine['peak_bytes'])} at {engine['at']}{traced}"
+
+
+def _bounded(outside: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With its worst case in words, where nothing is expected of it."""
+    if outside["bytes"] or not outside["high_bytes"]:
+        return outside
+    return {**outside, "formula": f"up to {show_bytes(outside['high_bytes'])}"}
 
 
 def _line(line: Mapping[str, Any], whole: int) -> str:

@@ -2,6 +2,7 @@
 
 trace         what a training step allocates, in order, without a GPU and without a single weight
 probe         which micro-batch fits and is fastest, tried on this machine
+fit           the largest micro-batch of a step of one's own, by its traces
 accumulate    gradient accumulation in a loop of one's own
 build         a person's own step, by the name of its function
 

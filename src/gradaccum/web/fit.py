@@ -26,6 +26,7 @@ from gradaccum.web.page import FIRST_FIT, PANEL, Answer, answer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from gradaccum.core.plan import Plan
     from gradaccum.memory.answer import Fit
@@ -281,7 +282,8 @@ def _own_words(fitting: Fit, own: int | None) -> Markup:
     """What the calculator's own micro-batch would need, where it is another."""
     if own is None or own == fitting.setup.micro_batch:
         return EMPTY
-    memory = memory_of(fitting.setup.with_micro_batch(own), fitting.gpu)
+    setup: Any = fitting.setup  # a Setup: the page's own answers are the closed form's
+    memory = memory_of(setup.with_micro_batch(own), fitting.gpu)
     verdict = "is marginal" if memory.verdict == "marginal" else memory.verdict
     needed = f"{show_bytes(memory.process_bytes)} of {show_bytes(memory.capacity_bytes)}"
     return el("p", {"class": "hint"}, f"Your micro-batch of {brief(own)} {verdict}: {needed}.")

@@ -28,8 +28,8 @@ class Recording(Protocol):
     def see(self, out: Any, op: str) -> None:
         """What is new in the tensors of a result is born."""
 
-    def guess(self, op: str, what: str) -> None:
-        """Something could not be seen, and this is what was done instead."""
+    def guess(self, op: str, what: str, most: int = 0) -> None:
+        """Something could not be seen, and this is what was done instead; `most` bytes may be uncounted."""
 
     def assume(self, op: str, value: object) -> None:
         """The program was answered this value."""

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sysconfig
+from pathlib import Path
+
 from gradaccum.errors import GradaccumError
+
+LIBRARIES = (sysconfig.get_paths()["stdlib"], str(Path(__file__).parents[2]), "<")
+"""Where no line of a person's own program is: Python's library, this package, code without a file."""
 
 
 class TraceError(GradaccumError):
@@ -20,6 +26,20 @@ class TraceError(GradaccumError):
             )
         else:
             message = f"{op}{where} could not be run on shapes alone: {said}"
-        super().__init__(message)
+        super().__init__(message + line_of(cause))
         self.op = op
         self.module = module
+
+
+def line_of(error: BaseException) -> str:
+    """` (train.py, line 12)`: the last line of the person's own program on the way to an error; empty if there is none.
+
+    Installed packages are nobody's own.
+    """
+    found, at = "", error.__traceback__
+    while at is not None:
+        path = at.tb_frame.f_code.co_filename
+        if not path.startswith(LIBRARIES) and "site-packages" not in path:
+            found = f" ({Path(path).name}, line {at.tb_lineno})"
+        at = at.tb_next
+    return found

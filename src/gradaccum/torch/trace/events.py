@@ -63,6 +63,8 @@ class Guess(NamedTuple):
     op: str
     module: str
     what: str
+    most: int = 0
+    """Bytes that it may allocate beyond what was counted, in its largest call (unseen.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

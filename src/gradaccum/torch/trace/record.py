@@ -93,7 +93,7 @@ def record(
         for name, module in job.module.named_modules():
             for kind, (op, why) in device.unknown_modules.items():
                 if isinstance(module, kind):
-                    recorder.unknown[ev.Guess(op, name, why)] = None
+                    recorder.unknown[ev.Guess(op, name, why)] = 0
         _arrive(recorder, [*(job.load_order or ()), *_load_order(job.module), *_tensors(job.batch), *_state(job)])
         _name(recorder, job)
         num_setup = len(recorder.events)
@@ -118,7 +118,7 @@ def record(
         blocks=tuple(ev.Block(*block) for block in recorder.blocks),
         events=tuple(recorder.events),
         marks=tuple(recorder.marks),
-        unknown=tuple(recorder.unknown),
+        unknown=tuple(guess._replace(most=most) for guess, most in recorder.unknown.items()),
         assumed=tuple(recorder.assumed),
         emptied=tuple(recorder.emptied),
     )

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradaccum.torch.trace import events as ev
-from gradaccum.torch.trace import everywhere
+from gradaccum.torch.trace import everywhere, unseen
 from gradaccum.torch.trace.answers import answer_for, is_question
 from gradaccum.torch.trace.errors import TraceError
 from gradaccum.torch.trace.fanout import adds_in_place, last_reference, twice_the_same
@@ -70,7 +70,7 @@ class Recorder(TorchDispatchMode):
         self.events: list[int] = []
         self.emptied: list[int] = []
         self.marks: list[ev.Mark] = []
-        self.unknown: dict[ev.Guess, None] = {}
+        self.unknown: dict[ev.Guess, int] = {}
         self.assumed: dict[ev.Guess, None] = {}
         self.live: dict[int, _Birth] = {}
         self.facts: dict[Any, _Facts] = {}
@@ -109,7 +109,7 @@ class Recorder(TorchDispatchMode):
         except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             raise TraceError(facts.name, self.where.module(), error) from error
         if facts.unknown is not None:
-            self.guess(facts.name, facts.unknown)
+            self.guess(facts.name, facts.unknown, unseen.most(facts.name, args, kwargs, out))
         if facts.resizes:
             self._resized(args, kwargs)
         if facts.kernel is not None:
@@ -217,9 +217,10 @@ class Recorder(TorchDispatchMode):
                 block = self.blocks[birth.block]
                 block[1], block[5] = kind, name
 
-    def guess(self, op: str, what: str) -> None:
-        """Note something that this trace could not see."""
-        self.unknown[ev.Guess(op, self.where.module(), what)] = None
+    def guess(self, op: str, what: str, most: int = 0) -> None:
+        """Note something that this trace could not see. most: the bytes that it may allocate uncounted."""
+        guess = ev.Guess(op, self.where.module(), what)
+        self.unknown[guess] = max(most, self.unknown.get(guess, 0))
 
     def assume(self, op: str, value: object) -> None:
         """Note a value that the program was answered."""

@@ -1,0 +1,348 @@
+"""What a person may hand over: modules, functions, names, samples, losses, optimizers; and what is said of mistakes."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradaccum
+from gradaccum.errors import InputError
+from gradaccum.memory.engines import names_function
+from gradaccum.torch.fit.named import find_function
+from gradaccum.torch.fit.optimizers import OPTIMIZERS, make_optimizer
+from gradaccum.torch.fit.step import Sample, as_job, from_function, loss_of, num_arguments
+from gradaccum.torch.trace import Job, record
+from gradaccum.torch.trace.unseen import most
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SMALL: dict[str, Any] = {"gpu": 2**30, "target_batch": 4}
+
+
+def tiny() -> nn.Module:
+    return nn.Linear(4, 3)
+
+
+def fitted(function: Callable[..., Any], **how: Any) -> gradaccum.Fit:
+    return gradaccum.fit(model=function, **{**SMALL, **how})
+
+
+# What a function returns
+
+
+def test_a_function_may_return_each_of_three_things():
+    def parts(micro_batch: int) -> Any:
+        return tiny(), torch.zeros(micro_batch, 4), lambda y: y.mean()
+
+    def triple(micro_batch: int) -> Any:
+        module, x = tiny(), torch.zeros(micro_batch, 4)
+        return module, torch.optim.AdamW(module.parameters()), lambda: module(x).mean().backward()
+
+    def job(micro_batch: int) -> Any:
+        module, optimizer, step = triple(micro_batch)
+        return Job(module=module, optimizer=optimizer, step=step, batch=torch.zeros(micro_batch, 4))
+
+    peaks = [fitted(each).memory.ledger[0] for each in (parts, triple, job)]
+    assert peaks[0] == peaks[1] == peaks[2]
+    assert peaks[0].bytes == (4 * 3 + 3) * 4
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, "not None"),
+        (tiny(), "not an object of type Linear"),
+        ((tiny(), torch.zeros(2, 4)), r"not \(Linear, Tensor\)"),
+        ((1, 2, 3), r"not \(int, int, int\)"),
+    ],
+)
+def test_another_result_is_named(found: Any, words: str):
+    with pytest.raises(InputError, match=f"model: must return .* or a gradaccum.torch.trace.Job, {words}"):
+        fitted(lambda micro_batch: found)
+
+
+def test_a_function_is_handed_the_options_that_it_takes():
+    seen: list[Any] = []
+
+    def build(micro_batch: int, *, sequence_length: int, **how: Any) -> Any:
+        seen.append((micro_batch, sequence_length, how))
+        return tiny(), torch.zeros(micro_batch, sequence_length, 4), lambda y: y.mean()
+
+    found = fitted(build, sequence_length=6, dtype="bf16")
+    assert seen[0] == (2, 6, {"dtype": "bf16"})
+    assert found.plan is not None
+    assert found.plan.tokens_per_step == 4 * 6
+
+    def fixed(size: int, dtype: str = "fp32") -> Any:
+        return tiny(), torch.zeros(size, 4), lambda y: y.mean()
+
+    assert fitted(fixed, dtype="fp16").max_micro_batch > 4
+    with pytest.raises(InputError, match=r"sequence_length: fixed\(\) decides this itself"):
+        fitted(fixed, sequence_length=6)
+    with pytest.raises(InputError, match="lora_rank: is nothing that a trace of your own step is told"):
+        fitted(fixed, lora_rank=4)
+
+
+def test_a_function_without_a_micro_batch_gives_a_sample():
+    def build() -> Any:
+        return tiny(), (torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64)), nn.CrossEntropyLoss()
+
+    found = fitted(build)
+    assert found.max_micro_batch > 5
+    assert "GA029" in [finding.code for finding in found.findings]
+    made, doubts = from_function(build, "sgd", {})
+    assert [tuple(each.shape) for each in made(7).batch] == [(7, 4), (7,)]  # type: ignore[attr-defined]
+    assert len(doubts) == 1
+
+
+def test_a_module_with_data_on_the_host_is_taken_without_it():
+    with torch.device("cpu"):
+        module, batch = tiny(), torch.randn(3, 4)
+    made = as_job((module, batch, lambda y: y.mean()), 3, "adamw", resize=False)
+    assert {each.device.type for each in (*made.module.parameters(), made.batch)} == {"meta"}  # type: ignore[misc]
+    assert next(module.parameters()).device.type == "cpu"
+
+
+def test_an_error_of_ours_in_a_function_keeps_its_own_words():
+    def build(micro_batch: int) -> Any:
+        return gradaccum.plan(micro_batch=0, num_gpus=1, target_batch=4)
+
+    with pytest.raises(InputError, match=r"^micro_batch: must be at least 1, not 0"):
+        fitted(build)
+
+
+# A live module
+
+
+def test_a_live_module_is_left_as_it_is():
+    module, batch = tiny(), torch.randn(3, 4)
+    before = {name: each.clone() for name, each in module.state_dict().items()}
+    found = gradaccum.fit(model=module, batch=(batch,), loss=lambda y: y.mean(), **SMALL)
+    assert found.setup.name == "Linear"
+    assert all(torch.equal(each, before[name]) for name, each in module.state_dict().items())
+    assert all(each.grad is None for each in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({}, "batch: is missing"),
+        ({"batch": torch.zeros(())}, "batch: holds no tensor with a first dimension"),
+        ({"batch": torch.zeros(2, 4), "dtype": "bf16"}, "dtype: is decided by the module itself"),
+        (
+            {"batch": torch.zeros(2, 4), "loss": 3},
+            "loss: is a function of the model's result, not an object of type int",
+        ),
+        (
+            {"batch": torch.zeros(2, 4)},
+            "loss: is missing, and the model's result is no loss but an object of type Tensor",
+        ),
+        ({"batch": torch.zeros(2, 4), "engine": "both"}, "engine: the closed form knows named models"),
+        ({"batch": torch.zeros(2, 4), "num_gpus": 0}, "num_gpus: must be at least 1"),
+        (
+            {"batch": torch.zeros(2, 4), "num_gpus": 4, "strategy": "fsdp2"},
+            "strategy: is followed by a trace as single",
+        ),
+        ({"batch": torch.zeros(2, 4), "optimizer": "adamv"}, "optimizer: is one of adamw, .*; nearest: adamw"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said(how: dict[str, Any], words: str):
+    with pytest.raises(InputError, match=words):
+        gradaccum.fit(model=tiny(), **{**SMALL, **how})
+
+
+def test_a_model_that_trains_nothing_is_an_error():
+    with pytest.raises(InputError, match="no parameter that is trained"):
+        gradaccum.fit(model=tiny().requires_grad_(False), batch=torch.zeros(2, 4), loss=lambda y: y.mean(), **SMALL)
+
+
+def test_a_function_brings_its_own_batch():
+    with pytest.raises(InputError, match="batch: and loss are what the function returns"):
+        fitted(lambda micro_batch: None, batch=torch.zeros(2, 4))
+
+
+# Samples and losses
+
+
+def test_a_sample_is_resized_where_its_first_dimension_is_the_samples():
+    mask = torch.zeros(6, 6)
+    sample = Sample({"x": torch.zeros(3, 6, dtype=torch.int64), "mask": mask, "scale": torch.tensor(2.0), "n": 5})
+    made = sample.resized(8)
+    assert {name: tuple(each.shape) for name, each in made.items() if name != "n"} == {
+        "x": (8, 6), "mask": (6, 6), "scale": (),
+    }  # fmt: skip
+    assert (made["n"], made["x"].dtype, made["x"].device.type) == (5, torch.int64, "meta")
+    assert sample.doubts == ("A tensor of shape (6, 6), () stays as it is: its first dimension is not 3.",)
+    assert Sample(torch.zeros(3, 6)).doubts == ()
+    assert "along its first dimension alone" in Sample((torch.zeros(3, 6), torch.zeros(3, 3))).doubts[0]
+    assert "a sample of 2 or more would tell" in Sample((torch.zeros(1, 6), torch.zeros(1, 1))).doubts[-1]
+    same = torch.zeros(3)
+    once, twice = Sample((same, same)).resized(4)
+    assert once is twice
+
+
+def test_a_loss_reads_what_its_arguments_say():
+    x, target = torch.ones(2, 3), torch.zeros(2, 3)
+    given, evaluate = loss_of((x, target), functional.mse_loss)
+    assert given is x
+    assert evaluate(x).item() == 1
+    given, evaluate = loss_of({"x": x}, lambda result, batch: (result - batch["x"]).sum())
+    assert given == {"x": x}
+    assert evaluate(x).item() == 0
+    given, evaluate = loss_of((x, target), torch.mean)
+    assert given == (x, target)
+    assert evaluate(x).item() == 1
+    assert loss_of(x, None)[1]({"loss": x.sum()}).item() == 6
+    assert loss_of(x, None)[1](types.SimpleNamespace(loss=x.sum())).item() == 6
+
+
+def test_arguments_are_counted():
+    assert num_arguments(nn.CrossEntropyLoss()) == 2
+    assert num_arguments(lambda y, scale=2: y) == 1
+    assert num_arguments(max) == 1
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_name_is_an_optimizer(name: str):
+    trace = record(lambda m: as_job((tiny(), torch.zeros(m, 4), lambda y: y.mean()), m, name, False), 2, updates=1)
+    assert trace.marks[-1].phase == "optimizer"
+
+
+def test_the_states_of_8_bits_by_hand():
+    """Two bytes for each number, and 4 for each block of 256 and state; a bias of 128 numbers stays in fp32."""
+    module = nn.Linear(64, 128)
+    optimizer = make_optimizer("adamw-8bit", list(module.parameters()))
+    module(torch.zeros(2, 64)).sum().backward()
+    optimizer.step()
+    optimizer.step()
+    sizes = [sum(each.nbytes for each in state.values()) for state in optimizer.state.values()]
+    assert sizes == [2 * 64 * 128 + 2 * 4 * (64 * 128 // 256), 2 * 4 * 128]
+    frozen = make_optimizer("adamw-8bit", [nn.Parameter(torch.zeros(2))])
+    frozen.step()
+    assert not any(frozen.state.values())
+
+
+def test_an_optimizer_may_be_a_function():
+    found = gradaccum.fit(
+        model=tiny(), batch=torch.zeros(2, 4), loss=lambda y: y.mean(), optimizer=torch.optim.SGD, **SMALL
+    )
+    assert "optimizer states" not in [line.name for line in found.memory.ledger]
+
+
+# What may be there and is not counted
+
+
+def test_the_bounds_by_hand():
+    image, weight = torch.zeros(2, 3, 8, 8), torch.zeros(5, 3, 3, 3)
+    result = functional.conv2d(image, weight)
+    args = (image, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    assert most("aten.convolution", args, {}, result) == 2 * 36 * 3 * 9 * 4
+    backward = (result, image, weight, [0], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+    assert most("aten.convolution_backward", backward, {}, (image, weight, None)) == 2 * 36 * 3 * 9 * 4
+    wide = functional.conv_transpose2d(result, weight)
+    args = (result, weight, None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)
+    assert wide.shape == image.shape
+    assert most("aten.convolution", args, {}, wide) == 2 * 36 * 3 * 9 * 4
+    backward = (wide, result, weight, [0], [1, 1], [0, 0], [1, 1], True, [0, 0], 1, [True, True, True])
+    assert most("aten.convolution_backward", backward, {}, (result, weight, None)) == 2 * 36 * 3 * 9 * 4
+    # A convolution of 1 x 1 unfolds to the image itself; copies of all three are more.
+    small = torch.zeros(5, 3, 1, 1)
+    args = (image, small, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    assert most("aten.convolution", args, {}, torch.zeros(2, 5, 8, 8)) == (2 * 3 * 64 + 15 + 2 * 5 * 64) * 4
+    keys = torch.zeros(100)
+    assert most("aten.sort", (keys,), {}, (keys, keys)) == 100 * (8 + 32)
+    index = torch.zeros(10, dtype=torch.int64)
+    assert most("aten.index_put_", (torch.zeros(50, 4), [None, index], torch.zeros(10)), {}, None) == 480 + 40
+    assert most("aten.anything", (keys,), {}, keys) == 800
+
+
+# module:function
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [("train:build", True), ("a.b.c:D.make", True), ("llama-3.1-8b", False), ("C:config.json", True), ("a:", False)],
+)
+def test_a_function_is_told_by_its_colon(text: str, is_one: bool):
+    assert names_function(text) is is_one
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+STEP = """\
+import torch
+
+class Makers:
+    @staticmethod
+    def build(micro_batch):
+        return torch.nn.Linear(4, 4), torch.zeros(micro_batch, 4), lambda y: y.sum()
+
+build = Makers.build
+LIMIT = 3
+
+def fails(micro_batch):
+    raise KeyError("no data")
+
+def leaves(micro_batch):
+    raise SystemExit("usage: train.py DATA")
+
+def on_cuda(micro_batch):
+    return torch.nn.Linear(4, 4).cuda()
+
+def grows(micro_batch):
+    raise MemoryError if micro_batch > 2 else ValueError()
+"""
+
+
+def test_a_function_is_found_from_the_working_directory(here: Path):
+    (here / "steps.py").write_text(STEP)
+    found = gradaccum.fit(model="steps:build", **SMALL)
+    assert found.setup.name == "steps:build"
+    assert found.max_micro_batch > 4
+    assert find_function("steps:Makers.build")(2)[1].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz:build", "names a module that is not found from here: 'stepz'; nearest: steps"),
+        ("steps.inner:build", "not found|not a package"),
+        ("steps:buld", "has no function 'buld' in the module steps; nearest: steps:build"),
+        ("steps:LIMIT", "names a int, no function: 'steps:LIMIT'"),
+        ("steps:fails", r"fails\(\) raised KeyError: 'no data' \(steps.py, line 12\)"),
+        ("steps:leaves", r"leaves\(\) raised SystemExit: usage: train.py DATA \(steps.py, line 15\)"),
+        ("steps:on_cuda", r"on_cuda\(\) raised .*CUDA.*; without a GPU, name no device"),
+        ("broken:build", r"importing broken raised SyntaxError: .* \(broken.py, line 2\)"),
+        ("raises:build", r"importing raises raised ZeroDivisionError: .* \(raises.py, line 1\)"),
+        ("needs:build", r"importing needs raised ModuleNotFoundError: No module named 'no_such' \(needs.py, line 1\)"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_said_with_the_line(here: Path, text: str, words: str):
+    (here / "steps.py").write_text(STEP)
+    (here / "broken.py").write_text("x = 1\ndef build(:\n")
+    (here / "raises.py").write_text("1 / 0\n")
+    (here / "needs.py").write_text("import no_such\n")
+    with pytest.raises(InputError, match=words):
+        gradaccum.fit(model=text, **SMALL)
