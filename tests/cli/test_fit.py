@@ -161,3 +161,11 @@ def test_fsdp2_with_its_flags(capsys):
     out = capsys.readouterr().out
     assert "fsdp2 over 8 ranks, not resharded after forward, gradients reduced at the last micro-step, in fp32" in out
     assert "unsharded layers  w L G" in out
+
+
+def test_accumulation_has_a_short_word_too(capsys):
+    def answer(*flag):
+        assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "-s", "512", *flag, "-q"]) == 0
+        return int(capsys.readouterr().out)
+
+    assert answer("--accum", "1") == answer("--accum-steps", "1") > answer("--accum", "4")

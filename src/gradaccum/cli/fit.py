@@ -67,7 +67,8 @@ def parser() -> Parser:
     found.add_argument("--model", metavar="M", action=Once, help=MODEL)
     found.add_argument("--gpu", metavar="G", action=Once, help="a name such as rtx-3060-12gb, or bytes such as 24GiB")
     for name, (short, words) in COUNTS.items():
-        found.add_argument(short, "--" + name.replace("_", "-"), dest=name, action=Once, metavar="N", help=words)
+        flags = [short, "--" + name.replace("_", "-"), *(["--accum"] if name == "accum_steps" else [])]
+        found.add_argument(*flags, dest=name, action=Once, metavar="N", help=words)
     how = found.add_argument_group("how it is trained")
     where = found.add_argument_group("how it lies over several GPUs")
     for name, choices in CHOICES.items():
