@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def torchrun(processes: int, *arguments: str, folder: Path = ROOT) -> None:
+def torchrun(processes: int, *arguments: str, folder: Path = ROOT, patience: int = 240) -> None:
     """Runs a script on gloo over loopback; a failure or a hang is a failed test that shows what was said."""
     launch = [f"--nproc-per-node={processes}", "--standalone", "--local-addr=127.0.0.1"]
     environment = {
@@ -26,6 +26,6 @@ def torchrun(processes: int, *arguments: str, folder: Path = ROOT) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=patience,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import torch
 
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
 
-AXES = {
+AXES: dict[str, tuple[Any, ...]] = {
     "wrap": ("plain", "ddp", "fsdp2"),
     "reduce": ("auto", "last", "every", "after"),
     "weights": WEIGHTS,
@@ -35,7 +38,15 @@ def allowed(row) -> bool:
 
 
 def cases(ranks: int) -> list[Case]:
-    """Pairwise over AXES, and what stands beside them."""
+    """Two ranks: pairwise over AXES, and what stands beside them. Four: HSDP, and one of each wrapper."""
+    if ranks == 4:
+        hybrid = [
+            Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)
+            for reduce in ("auto", "every", "last", "hybrid")
+            for sized in (True, False)
+            for clip in (None, 0.05)
+        ]
+        return hybrid + [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")] + [Case(wrap="fsdp2")]
     found = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):
@@ -45,11 +56,18 @@ def cases(ranks: int) -> list[Case]:
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):
             found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
-    if ranks == 4:
-        found += [
-            Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)
-            for reduce in ("auto", "every", "last", "hybrid")
-            for sized in (True, False)
-            for clip in (None, 0.05)
-        ]
+    return found
+
+
+def all_cases(ranks: int) -> list[Case]:
+    """Every combination of what decides over the collectives, for `make test-all`."""
+    names = ("wrap", "reduce", "weights", "lengths", "sized", "clip_norm")
+    wraps = (*AXES["wrap"], "hsdp") if ranks == 4 else AXES["wrap"]
+    found = []
+    for values in product(wraps, *[AXES[name] for name in names[1:]]):
+        row = {"partial": "step", "mean": False, **dict(zip(names, values, strict=True))}
+        if row["wrap"] == "hsdp" and row["reduce"] == "after":
+            continue
+        if row["wrap"] == "hsdp" or allowed(row):
+            found.append(Case(**row))
     return found

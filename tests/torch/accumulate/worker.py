@@ -1,4 +1,4 @@
-"""Runs the cases on every rank: torchrun ... worker.py FOLDER. Rank r writes FOLDER/r.json: case -> what was wrong."""
+"""Runs cases on every rank: torchrun ... worker.py FOLDER cases|all_cases. Rank r writes what was wrong to FOLDER/r.json."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.torch.accumulate.ranks import cases
+from tests.torch.accumulate import ranks
 from tests.torch.accumulate.runs import differences
 
 
-def main(folder: str) -> None:
+def main(folder: str, which: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     found = {}
-    for case in cases(dist.get_world_size()):
+    for case in getattr(ranks, which)(dist.get_world_size()):
         try:
             found[str(case)] = differences(case)
         except Exception:
