@@ -1,4 +1,4 @@
-"""Runs cases on every rank: torchrun ... worker.py FOLDER cases|all_cases. Rank r writes what was wrong to FOLDER/r.json."""
+"""Runs cases on every rank: torchrun ... worker.py FOLDER cases|all_cases. Rank r writes FOLDER/r.json."""
 
 from __future__ import annotations
 

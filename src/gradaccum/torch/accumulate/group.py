@@ -99,10 +99,11 @@ class Group:
         Raises AccumulationError where its backward pass would have carried the reduction.
         """
         self._check_answer(None)
-        if self._last and self._state.sync.needs_the_end() and self._source.mode in ("last", "hybrid"):
+        reduces = self._source.mode == "every" or (self._source.mode == "last" and self._last)
+        if self._state.sync.needs_the_end() and not self._state.sync.sharded and reduces:
             raise AccumulationError(
-                "the last micro-batch of a group carries the reduction, so that leaving it out would leave the other "
-                "ranks waiting: say groups(loader, may_skip=True), which reduces afterwards"
+                "this micro-batch's backward pass carries a reduction, and leaving it out would leave the other ranks "
+                "waiting: say groups(loader, may_skip=True), which reduces afterwards"
             )
         if self._state.sync.sharded:
             raise AccumulationError(

@@ -104,7 +104,8 @@ class Source:
         self._lengths = [left - count for left, count in zip(self._lengths, counts, strict=True)]
         self.planned = counts[self._sync.rank]
         if self._ends_known and self._sync.kind == "ddp" and self._sync.world > 1:
-            self.mode = "after" if min(counts) == 0 else self._sync.mode
+            alike = min(counts) == max(counts) if self._sync.mode == "every" else min(counts) > 0
+            self.mode = self._sync.mode if alike else "after"
         if self.mode == "after":
             self._sync.settle()
         return True

@@ -112,8 +112,10 @@ class Sync:
         return mode
 
     def needs_the_end(self) -> bool:
-        """Whether the last micro-batch has to be known before its forward pass."""
-        return self.world > 1 and self.mode in ("last", "hybrid")
+        """Whether the last micro-batch has to be known before its forward pass; under DDP's `every`, that no rank has
+        more of them than another.
+        """
+        return self.world > 1 and (self.mode in ("last", "hybrid") or (self.mode == "every" and self.kind == "ddp"))
 
     def set(self, mode: str, last: bool) -> None:
         """The flags for the next forward and backward pass, where the group reduces as `mode` says."""
