@@ -72,7 +72,9 @@ _HEAD = """\
 
 Written by `make accuracy`. What others measured on real GPUs, beside what this package says without one: by
 the closed form, from shapes alone, and where the whole recipe is known, with the versions of its libraries, by the
-trace. No prediction sees a measurement. Where the numbers come from:
+trace. No number is fitted, and no prediction sees a measurement. One choice was made with the results in view: how far
+the threads that load a base in 4 bits run ahead of the one that quantises, which touches reserved memory alone
+([both assumptions](../benchmarks/README.md#accuracy)). Where the numbers come from:
 [benchmarks/measured](../benchmarks/measured/README.md).
 """
 

@@ -42,6 +42,27 @@ def test_the_plan_keeps_the_target():
     assert found.memory == memory_of(setup.with_micro_batch(8), found.gpu)
 
 
+@pytest.mark.parametrize(
+    ("target", "how", "plan"),
+    [
+        (1, {}, (1, 1, 1)),
+        (3, {}, (3, 1, 3)),
+        (13, {"num_gpus": 4, "strategy": "fsdp2"}, (3, 1, 12)),
+        (16, {"num_gpus": 8, "strategy": "ddp", "tensor_parallel": 2}, (4, 1, 16)),
+        (1, {"num_gpus": 8, "strategy": "ddp"}, (1, 1, 8)),
+    ],
+)
+def test_a_target_far_below_what_fits_is_not_passed(target, how, plan):
+    """Checked by trying all: no plan of these GPUs comes nearer to the target."""
+    found = fit(Setup(model=SMALL, sequence_length=128, **how), find_gpu("b200-180gb"), target)
+    assert found.max_micro_batch > 100
+    made = found.plan
+    assert (made.micro_batch, made.accum_steps, made.effective_batch) == plan
+    ranks = made.data_parallel
+    gaps = [abs(size * ranks * steps - target) for size in range(1, 101) for steps in range(1, 101)]
+    assert abs(made.effective_batch - target) == min(gaps)
+
+
 def test_the_json_adds_up():
     found = fit(Setup(model=SMALL, sequence_length=1024), find_gpu("rtx-4090"), 64).to_dict()
     memory = found["memory"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +28,7 @@ host. So blocks of at most one element are left out on both sides."""
 
 
 class Attention(nn.Module):
-    """Four heads. how: `sdpa`, `mask`, `eager`."""
+    """Four heads. how: `sdpa`, `grouped`, `mask`, `eager`, `math` (what PyTorch runs without a fused kernel)."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -45,6 +46,14 @@ class Attention(nn.Module):
         elif self.how == "mask":
             mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
             seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        elif self.how == "grouped":
+            key, value = key[:, :2], value[:, :2]
+            seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+        elif self.how == "math":
+            with sdpa_kernel(SDPBackend.MATH):
+                seen = functional.scaled_dot_product_attention(
+                    query, key[:, :2], value[:, :2], is_causal=True, enable_gqa=True
+                )
         else:
             seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.outer(seen.transpose(1, 2).reshape(batch, length, -1))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from gradaccum.errors import InputError
-from gradaccum.torch.build import as_job, find_build, name_of
+from gradaccum.torch.build import as_job, by_micro_batch, find_build, loss_of, name_of, num_arguments
 from gradaccum.torch.trace import Job, cpu, record
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def test_a_file_knows_itself_while_it_is_run(tmp_path: Path):
         "def build(micro_batch):\n    return 1\n"
         "name = name_of(build)\nfind_build('mytrain_named:nothing')\n"
     )
-    with pytest.raises(InputError, match="mytrain_named has no function 'nothing'"):
+    with pytest.raises(InputError, match="has no function 'nothing' in the module mytrain_named"):
         find_build("mytrain_named.py:build")
     assert "mytrain_named" not in sys.modules
 
@@ -72,21 +74,25 @@ def test_a_file_knows_itself_while_it_is_run(tmp_path: Path):
     [
         ("mytrain", "names no function: 'mytrain'; write module:function; nearest: mytrain:build"),
         (":build", "names no function"),
-        ("mytrian:build", "there is no module 'mytrian' here or among the packages; nearest: mytrain"),
-        ("mytrain.none:build", "there is no module 'mytrain.none' here"),
-        ("none.py:build", "there is no file none.py"),
-        ("mytrain:biuld", "mytrain has no function 'biuld'; nearest: mytrain:build"),
-        ("mytrain:size", "mytrain:size is a int, not a function of the micro-batch"),
-        ("mytrain_opens.py:build", "importing mytrain_opens.py failed: FileNotFoundError"),
-        ("mytrain_needs:build", "importing mytrain_needs failed: No module named 'not_installed'"),
-        ("mytrain_raises:build", "importing mytrain_raises failed: ValueError: at import"),
-        ("mytrain_broken.py:build", "importing mytrain_broken.py failed: SyntaxError"),
+        ("mytrian:build", "model: names a module that is not found from here: 'mytrian'; nearest: mytrain"),
+        ("mytrain.none:build", "names a module that is not found from here: 'mytrain.none'"),
+        ("none.py:build", "names a file that is not there: 'none.py'"),
+        ("mytrain:biuld", "has no function 'biuld' in the module mytrain; nearest: mytrain:build"),
+        ("mytrain:size", "names a int, no function: 'mytrain:size'"),
+        ("mytrain_opens.py:build", "importing mytrain_opens.py raised FileNotFoundError"),
+        ("mytrain_opens.py:build", "(mytrain_opens.py, line 1)"),
+        ("mytrain_needs:build", "importing mytrain_needs raised ModuleNotFoundError: No module named 'not_installed'"),
+        ("mytrain_raises:build", "importing mytrain_raises raised ValueError: at import (mytrain_raises.py, line 2)"),
+        ("mytrain_leaves:build", "importing mytrain_leaves raised SystemExit: usage (mytrain_leaves.py, line 1)"),
+        ("mytrain_broken.py:build", "importing mytrain_broken.py raised SyntaxError: "),
+        ("mytrain_broken.py:build", "(mytrain_broken.py, line 1)"),
     ],
 )
 def test_what_cannot_be_found_is_said(tmp_path: Path, name: str, said: str):
     (tmp_path / "mytrain.py").write_text("size = 3\ndef build(micro_batch):\n    return 1\n")
     (tmp_path / "mytrain_needs.py").write_text("import not_installed\n")
-    (tmp_path / "mytrain_raises.py").write_text("raise ValueError('at import')\n")
+    (tmp_path / "mytrain_raises.py").write_text("\nraise ValueError('at import')\n")
+    (tmp_path / "mytrain_leaves.py").write_text("raise SystemExit('usage')\n")
     (tmp_path / "mytrain_opens.py").write_text("open('no such data')\n")
     (tmp_path / "mytrain_broken.py").write_text("def build(:\n")
     with pytest.raises(InputError) as caught:
@@ -112,7 +118,7 @@ def test_a_function_has_a_name_for_another_process(tmp_path: Path, monkeypatch: 
 
 
 def test_the_three_forms_make_one_job():
-    job = as_job(simple(3), "sgd")
+    job = as_job(simple(3), torch.optim.SGD)
     assert isinstance(job.optimizer, torch.optim.SGD)
     job.step()
     assert job.module.weight.grad is not None
@@ -122,8 +128,25 @@ def test_the_three_forms_make_one_job():
     )
     pair = nn.Bilinear(2, 2, 1)
     for batch in ((torch.ones(1, 2), torch.ones(1, 2)), {"input1": torch.ones(1, 2), "input2": torch.ones(1, 2)}):
-        as_job((pair, batch, torch.sum)).step()
+        as_job((pair, batch, lambda result: result.sum())).step()
     assert pair.weight.grad.eq(2).all()
+    as_job((job.module, (torch.ones(3, 8), torch.zeros(3, 2)), functional.mse_loss)).step()
+
+
+def test_a_function_takes_the_micro_batch_where_it_can():
+    def named(*, name: str = "", micro_batch: int) -> Any:
+        return name, micro_batch
+
+    def none(name: str = "") -> Any:
+        return name
+
+    for function in (named, lambda size, name="": (name, size), lambda size, /, **how: (how["name"], size)):
+        made, sized = by_micro_batch(function, {"name": "a"})
+        assert (made(3), sized) == (("a", 3), True)
+    made, sized = by_micro_batch(none, {"name": "a"})
+    assert (made(3), sized) == ("a", False)
+    with pytest.raises(InputError, match=r"length: none\(\) decides this itself, as it has no parameter `length`"):
+        by_micro_batch(none, {"length": 2})
 
 
 def test_a_job_of_the_simple_form_is_traced():
@@ -132,9 +155,38 @@ def test_a_job_of_the_simple_form_is_traced():
 
 
 @pytest.mark.parametrize(
-    ("built", "said"), [(None, "NoneType"), ((nn.Linear(1, 1), 2), "(Linear, int)"), ((1, 2, 3), "(int, int, int)")]
+    ("built", "said"),
+    [
+        (None, "None"),
+        (nn.Linear(1, 1), "an object of type Linear"),
+        ((nn.Linear(1, 1), 2), "(Linear, int)"),
+        ((1, 2, 3), "(int, int, int)"),
+        ((nn.Linear(1, 1), torch.ones(1), 3), "(Linear, Tensor, int)"),
+    ],
 )
 def test_all_else_is_an_error(built: object, said: str):
     with pytest.raises(InputError) as caught:
-        as_job(built)
-    assert f"returned {said}; it returns (model, batch, loss), (model, optimizer, step) or a Job" in str(caught.value)
+        as_job(built, field="build")
+    words = "(model, batch, loss), (model, optimizer, step) or a gradaccum.torch.trace.Job"
+    assert str(caught.value) == f"build: must return {words}, not {said}"
+
+
+def test_a_loss_reads_what_its_arguments_say():
+    x, target = torch.ones(2, 3), torch.zeros(2, 3)
+    given, evaluate = loss_of((x, target), functional.mse_loss)
+    assert given is x
+    assert evaluate(x).item() == 1
+    given, evaluate = loss_of({"x": x}, lambda result, batch: (result - batch["x"]).sum())
+    assert given == {"x": x}
+    assert evaluate(x).item() == 0
+    given, evaluate = loss_of((x, target), torch.mean)
+    assert given == (x, target)
+    assert evaluate(x).item() == 1
+    assert loss_of(x, None)[1]({"loss": x.sum()}).item() == 6
+    assert loss_of(x, None)[1](types.SimpleNamespace(loss=x.sum())).item() == 6
+
+
+def test_arguments_are_counted():
+    assert num_arguments(nn.CrossEntropyLoss()) == 2
+    assert num_arguments(lambda y, scale=2: y) == 1
+    assert num_arguments(max) == 1

@@ -38,6 +38,9 @@ TRAIN = """
 
     def wrong(micro_batch):
         return nn.Linear(2, 2), torch.ones(micro_batch, 3), loss
+
+    def fixed():
+        return build(4)
 """
 
 
@@ -158,7 +161,8 @@ def _runs(process: int) -> bool:
 @pytest.mark.parametrize(
     ("build", "error", "said"),
     [
-        ("train_apart:nothing", InputError, "build: train_apart has no function 'nothing'"),
+        ("train_apart:nothing", InputError, "build: has no function 'nothing' in the module train_apart"),
+        ("train_apart:fixed", InputError, "build: train_apart:fixed takes no micro-batch"),
         ("train_apart:wrong", ProbeError, "micro-batch 1: RuntimeError: mat1 and mat2 shapes"),
     ],
 )

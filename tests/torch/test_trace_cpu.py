@@ -44,6 +44,17 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 128), nn.GELU(), nn.Linear(128, WIDTH))
 
 
+class In16Bits(nn.Module):
+    """A module that computes in bfloat16."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner.bfloat16()
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x.bfloat16()).float()
+
+
 def clipped(step: Job) -> None:
     nn.utils.clip_grad_norm_(step.module.parameters(), 1.0)
     step.optimizer.step()
@@ -70,6 +81,9 @@ EXACT: dict[str, Callable[[int], Job]] = {
     "attention, eager": dense(lambda: Attention("eager")),
     "attention, flash of the CPU, and MLP": dense(lambda: nn.Sequential(Attention("sdpa"), mlp())),
     "attention, masked, and MLP": dense(lambda: nn.Sequential(Attention("mask"), mlp())),
+    "attention, grouped queries, and MLP": dense(lambda: nn.Sequential(Attention("grouped"), mlp())),
+    "attention by products": dense(lambda: Attention("math")),
+    "attention by products, in 16 bits": dense(lambda: In16Bits(Attention("math"))),
     "block": dense(Block),
     "block with RMSNorm": dense(lambda: Block(norm=nn.RMSNorm)),
     "torch's encoder layer": dense(

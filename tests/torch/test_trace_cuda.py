@@ -163,7 +163,11 @@ def test_a_padding_mask_becomes_a_bias(capability: tuple[int, int]):
 
 def test_the_mathematics_keep_the_scores():
     trace = once(attended, (1, 128, 128), torch.float64)
-    assert 2 * 128 * 128 * 8 in made(trace, "aten._safe_softmax")
+    assert 2 * 128 * 128 * 8 in made(trace, "aten.softmax")
+    # A card without bfloat16 in its kernels: scores in fp32, and the weights once more in 16 bits.
+    trace = once(attended, (1, 128, 128), torch.bfloat16, T4)
+    assert made(trace, "aten.softmax") == [2 * 128 * 128 * 4]
+    assert 2 * 128 * 128 * 2 in made(trace, "aten._to_copy")
 
 
 def test_a_width_that_is_no_multiple_of_8_is_padded():

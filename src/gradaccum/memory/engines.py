@@ -13,9 +13,10 @@ ENGINES = ("closed-form", "trace", "both")
 
 
 def names_function(text: str) -> bool:
-    """Whether a text is `package.module:function`, and neither a model's name nor a file."""
-    module, colon, function = text.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in f"{module}.{function}".split("."))
+    """Whether a text is `package.module:function` or `folder/train.py:function`: no model's name, no config.json."""
+    module, colon, function = text.rpartition(":")
+    names = function if module.endswith(".py") else f"{module}.{function}"
+    return bool(colon) and all(part.isidentifier() for part in names.split("."))
 
 
 def read_engine(word: str | None, own: bool) -> str:

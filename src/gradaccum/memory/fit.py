@@ -37,7 +37,7 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
     plan = None
     if largest and target_batch:
         asked = Request(
-            max_micro_batch=largest,
+            max_micro_batch=at_most(largest, target_batch, setup.data_parallel),
             num_gpus=setup.num_gpus,
             target_batch=target_batch,
             sequence_length=setup.sequence_length,
@@ -100,6 +100,11 @@ def _largest(at: Callable[[int], Memory], needed: Callable[[Memory], int]) -> in
         else:
             above = middle
     return below
+
+
+def at_most(largest: int, target_batch: int, data_parallel: int) -> int:
+    """The largest micro-batch that a plan has a use for: one micro-step of all ranks comes to the target."""
+    return min(largest, -(-target_batch // data_parallel))
 
 
 def along(largest: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a person's own training step is called by: `module:function`, and what that function returns.
+"""What a person's own training step is called by, `module:function`, and what that function returns.
 
     >>> def build(micro_batch):                                  # in train.py: "train:build"
     ...     model = torch.nn.Linear(8, 2)
@@ -6,7 +6,7 @@
     ...     return model, batch, lambda result: result.square().mean()
 
 `build(micro_batch)` makes everything anew, on the default device, and returns one of
-    (model, batch, loss)        batch: the model's arguments; `loss(result)`: a scalar; AdamW is added
+    (model, batch, loss)        batch: the model's arguments; `loss(result)`: a scalar; an optimizer is added
     (model, optimizer, step)    `step()`: one micro-step, its forward, loss and backward
     Job                         the same with more of it said
 """
@@ -15,38 +15,48 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradaccum.errors import InputError, Problem, nearest_words
-from gradaccum.torch.trace.record import OPTIMIZERS, Job
+from gradaccum.errors import GradaccumError, InputError, Problem, nearest_words
+from gradaccum.torch.trace.errors import line_of
+from gradaccum.torch.trace.record import Job
+from gradaccum.units import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+RETURNS = "(model, batch, loss), (model, optimizer, step) or a gradaccum.torch.trace.Job"
 
-def find_build(name: str, field: str = "model") -> Callable[..., Any]:
-    """The function that `module:function` or `folder/train.py:function` names, looked for from the working directory.
 
-    Raises InputError where there is none, or where importing its module raises.
+# The name
+
+
+def find_build(text: str, field: str = "model") -> Callable[..., Any]:
+    """The function that `package.module:function` or `folder/train.py:function` names, from the working directory.
+
+    InputError on the field: no such module, file or function, or an exception while it is imported, with its line.
     """
-    place, colon, function = name.rpartition(":")
-    if not (colon and place and function):
-        raise InputError(Problem(field, f"names no function: {name!r}; write module:function", [f"{name}:build"]))
-    module = _imported(place, field)
-    found: Any = module
-    for part in function.split("."):
+    name, colon, path = text.rpartition(":")
+    if not (colon and name and path):
+        raise InputError(Problem(field, f"names no function: {quote(text)}; write module:function", [f"{text}:build"]))
+    found: Any = _imported(name, field)
+    module = found
+    for part in path.split("."):
         if not hasattr(found, part):
-            known = [each for each, value in vars(found).items() if getattr(value, "__module__", "") == module.__name__]
-            nearest = [f"{place}:{each}" for each in nearest_words(part, known) or known[:3]]
-            raise InputError(Problem(field, f"{place} has no function {function!r}", nearest))
+            own = [each for each, value in vars(found).items() if getattr(value, "__module__", "") == module.__name__]
+            near = nearest_words(part, own) or own[:3]
+            message = f"has no function {quote(part)} in the module {name}"
+            raise InputError(Problem(field, message, [f"{name}:{each}" for each in near]))
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(Problem(field, f"{name} is a {type(found).__name__}, not a function of the micro-batch"))
+        raise InputError(Problem(field, f"names a {type(found).__name__}, no function: {quote(text)}"))
     return found
 
 
@@ -71,56 +81,27 @@ def name_of(build: Callable[..., Any] | str) -> str:
     return f"{module}:{name}"
 
 
-def as_job(built: Any, optimizer: str = "adamw") -> Job:
-    """The Job of what a `build` returned. optimizer: a name of OPTIMIZERS, for (model, batch, loss).
-
-    Raises InputError where it is none of the three.
-    """
-    if isinstance(built, Job):
-        return built
-    if isinstance(built, tuple) and len(built) == 3 and isinstance(built[0], torch.nn.Module) and callable(built[2]):
-        module, second, third = built
-        if isinstance(second, torch.optim.Optimizer):
-            return Job(module=module, optimizer=second, step=third)
-        made = OPTIMIZERS[optimizer]([each for each in module.parameters() if each.requires_grad])
-        return Job(module=module, optimizer=made, step=lambda: third(called(module, second)).backward(), batch=second)
-    said = f"({', '.join(type(each).__name__ for each in built)})" if isinstance(built, tuple) else type(built).__name__
-    raise InputError(
-        Problem("build", f"returned {said}; it returns (model, batch, loss), (model, optimizer, step) or a Job")
-    )
-
-
-def called(module: torch.nn.Module, batch: Any) -> Any:
-    """The module's result: a dict is its keywords, a tuple or list its arguments, all else its one argument."""
-    if isinstance(batch, dict):
-        return module(**batch)
-    return module(*batch) if isinstance(batch, (tuple, list)) else module(batch)
-
-
-def _imported(place: str, field: str) -> ModuleType:
+def _imported(name: str, field: str) -> ModuleType:
     """The module, by its dotted name or its file; the folder that it is looked for in stays on the path."""
-    by_file = place.endswith(".py")
-    if by_file and not Path(place).is_file():
-        raise InputError(Problem(field, f"there is no file {place}"))
-    folder = str(Path(place).resolve().parent if by_file else Path.cwd())
+    by_file = name.endswith(".py")
+    if by_file and not Path(name).is_file():
+        raise InputError(Problem(field, f"names a file that is not there: {quote(name)}"))
+    folder = str(Path(name).resolve().parent if by_file else Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    name = Path(place).stem if by_file else place
     try:
-        if not by_file:
-            return importlib.import_module(name)
-        return _from_file(Path(place).resolve(), name)
-    except InputError:
+        return _from_file(Path(name).resolve(), Path(name).stem) if by_file else importlib.import_module(name)
+    except GradaccumError:
         raise
     except ModuleNotFoundError as error:
-        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            nearest = nearest_words(name, [each.stem for each in Path.cwd().glob("*.py")])
-            raise InputError(
-                Problem(field, f"there is no module {name!r} here or among the packages", nearest)
-            ) from None
-        raise InputError(Problem(field, f"importing {place} failed: {error}")) from error
-    except Exception as error:
-        raise InputError(Problem(field, f"importing {place} failed: {type(error).__name__}: {error}")) from error
+        # Of the module itself, or of a package that it is in; another that it imports is its own mistake.
+        if not by_file and error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            message = f"names a module that is not found from here: {quote(name)}"
+            near = nearest_words(name, [each.stem for each in Path.cwd().glob("*.py")])
+            raise InputError(Problem(field, message, near)) from error
+        raise _raised(f"importing {name}", error, field) from error
+    except (Exception, SystemExit) as error:
+        raise _raised(f"importing {name}", error, field) from error
 
 
 def _from_file(path: Path, name: str) -> ModuleType:
@@ -148,3 +129,154 @@ def _is_there(module: ModuleType | None, name: str, build: object) -> bool:
     for part in name.split("."):
         found = getattr(found, part, None)
     return found is build
+
+
+# The call
+
+
+def calling(name: str, function: Callable[..., Any], field: str = "model") -> Callable[..., Any]:
+    """The function, with whatever it raises as an InputError that names the exception and its line."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except GradaccumError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _raised(f"{name}()", error, field) from error
+
+    called.__wrapped__ = function  # type: ignore[attr-defined]  # so that its signature is read
+    called.__name__ = name
+    return called
+
+
+def _raised(what: str, error: BaseException, field: str) -> InputError:
+    where = line_of(error)
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f" ({Path(error.filename).name}, line {error.lineno})"
+        said = error.msg
+    else:
+        said = str(error).strip().partition("\n")[0]
+    message = f"{what} raised {type(error).__name__}: {said}{where}"
+    if "CUDA" in said and not torch.cuda.is_available():
+        message += "; there is no GPU here: name no device, the default one is the right one"
+    return InputError(Problem(field, message))
+
+
+def by_micro_batch(function: Callable[..., Any], options: Mapping[str, object]) -> tuple[Callable[[int], Any], bool]:
+    """The function as one of the micro-batch alone, and whether it takes that.
+
+    It is handed over as `micro_batch`, or by position where the first argument needs a value. options: further
+    arguments, by name. InputError for an option that the function does not take.
+    """
+    parameters = inspect.signature(function).parameters
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    unknown = [name for name in options if name not in parameters and not takes_any]
+    if unknown:
+        raise InputError(*[Problem(name, _own_decision(name, function), ["leave it out"]) for name in unknown])
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next((each for each in parameters.values() if each.kind in positional), None)
+    if "micro_batch" in parameters and parameters["micro_batch"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return lambda micro_batch: function(micro_batch=micro_batch, **options), True
+    if first is not None and first.default is inspect.Parameter.empty and first.name not in options:
+        return lambda micro_batch: function(micro_batch, **options), True
+    return lambda micro_batch: function(**options), False
+
+
+def _own_decision(name: str, function: Callable[..., Any]) -> str:
+    called = getattr(function, "__name__", "the function")
+    return f"{called}() decides this itself, as it has no parameter `{name}`"
+
+
+# The result
+
+
+def as_job(
+    found: Any,
+    optimizer: Callable[[Any], torch.optim.Optimizer] = torch.optim.AdamW,
+    field: str = "model",
+    prepare: Callable[[torch.nn.Module, Any], tuple[torch.nn.Module, Any]] | None = None,
+) -> Job:
+    """What a person's function returned, as a Job. InputError for anything but RETURNS.
+
+    optimizer: of the parameters that are trained, for (model, batch, loss). prepare: what becomes of that model and
+    batch before anything is made of them.
+    """
+    if isinstance(found, Job):
+        return found
+    is_step = isinstance(found, (tuple, list)) and len(found) == 3 and isinstance(found[0], torch.nn.Module)
+    if not is_step or not (callable(found[2]) or found[2] is None):
+        raise InputError(Problem(field, f"must return {RETURNS}, not {described(found)}"))
+    module, second, third = found
+    if isinstance(second, torch.optim.Optimizer):
+        return Job(module=module, optimizer=second, step=third)
+    if prepare is not None:
+        module, second = prepare(module, second)
+    return job_of(module, second, third, optimizer, field)
+
+
+def job_of(
+    module: torch.nn.Module,
+    batch: Any,
+    loss: Any,
+    optimizer: Callable[[Any], torch.optim.Optimizer],
+    field: str = "model",
+) -> Job:
+    """The step of a module, its batch and its loss (see `loss_of`). InputError where nothing is trained."""
+    trained = [each for each in module.parameters() if each.requires_grad]
+    if not trained:
+        raise InputError(Problem(field, "has no parameter that is trained: none has requires_grad"))
+    given, evaluate = loss_of(batch, loss)
+
+    def step() -> None:
+        if isinstance(given, Mapping):
+            result = module(**given)
+        else:
+            result = module(*given) if isinstance(given, (tuple, list)) else module(given)
+        evaluate(result).backward()
+
+    return Job(module=module, optimizer=optimizer(trained), step=step, batch=batch)
+
+
+def described(found: Any) -> str:
+    """What a person handed over, in words."""
+    if isinstance(found, (tuple, list)):
+        return f"({', '.join(type(each).__name__ for each in found)})"
+    return "None" if found is None else f"an object of type {type(found).__name__}"
+
+
+def loss_of(batch: Any, loss: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What the module is called with, and the scalar that backward starts from.
+
+    loss None: the result's `loss`, as Transformers has it, or the result itself. A loss of one argument: of the result.
+    Of two: where the batch is a pair, it is (inputs, target), and the loss is that of (result, target); else that of
+    (result, batch).
+    """
+    if loss is None:
+        return batch, own_loss
+    if not callable(loss):
+        raise InputError(Problem("loss", f"is a function of the model's result, not {described(loss)}"))
+    if num_arguments(loss) < 2:
+        return batch, loss
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], lambda result: loss(result, batch[1])
+    return batch, lambda result: loss(result, batch)
+
+
+def own_loss(result: Any) -> Any:
+    """The loss that a model gives itself. InputError where there is none."""
+    found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", result)
+    if not isinstance(found, torch.Tensor) or found.numel() != 1:
+        raise InputError(Problem("loss", f"is missing, and the model's result is no loss but {described(result)}"))
+    return found
+
+
+def num_arguments(function: Any) -> int:
+    """How many arguments without a default a function takes by position."""
+    try:
+        # A module says it in its forward; its __call__ takes anything.
+        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+    except ValueError:  # a function written in C
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is each.empty for each in signature.parameters.values())

@@ -17,9 +17,9 @@ try:
 except ImportError:
     raise MissingExtraError("a trace", "torch", "torch") from None
 
+from gradaccum.torch.build import calling, find_build
 from gradaccum.torch.fit.hub import from_setup
 from gradaccum.torch.fit.largest import OutOfTime, Question, fit_step
-from gradaccum.torch.fit.named import calling, find_function
 from gradaccum.torch.fit.step import from_function, from_module
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def fit_own(
     else:
         if batch is not None or loss is not None:
             raise InputError(Problem("batch", "and loss are what the function returns: leave them out"))
-        function = find_function(model) if isinstance(model, str) else model
+        function = find_build(model) if isinstance(model, str) else model
         called = model.rpartition(":")[2] if isinstance(model, str) else getattr(model, "__name__", "the function")
         name = model if isinstance(model, str) else called
         build, doubts = from_function(calling(called, function), optimizer, how)

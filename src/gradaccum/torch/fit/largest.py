@@ -18,7 +18,7 @@ from gradaccum.memory.allocator import ties_of
 from gradaccum.memory.allocator_settings import Settings
 from gradaccum.memory.answer import Engine, Fit, Memory, Step
 from gradaccum.memory.evidence import CLOSED_FORM, TRACE, evidence, evidence_of_own
-from gradaccum.memory.fit import along, memory_of
+from gradaccum.memory.fit import along, at_most, memory_of
 from gradaccum.memory.fit import fit as closed_form
 from gradaccum.memory.remarks import remarks
 from gradaccum.memory.trace_remarks import trace_remarks
@@ -254,8 +254,7 @@ def _answer(question: Question, replays: Replays, largest: int) -> Fit:
     if largest and question.target_batch:
         plan = make_plan(
             Request(
-                # More than the target itself is of no use.
-                max_micro_batch=min(largest, -(-question.target_batch // question.num_gpus)),
+                max_micro_batch=at_most(largest, question.target_batch, question.num_gpus),
                 num_gpus=question.num_gpus,
                 target_batch=question.target_batch,
                 sequence_length=question.sequence_length,

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradaccum.errors import InputError, Problem
+from gradaccum.torch.build import as_job, by_micro_batch, job_of
 from gradaccum.torch.fit.optimizers import make_optimizer
-from gradaccum.torch.trace import Job
 from gradaccum.torch.trace.record import on_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gradaccum.torch.trace import Job
+
     Build = Callable[[int], Job]
     Optimizer = str | Callable[[Any], torch.optim.Optimizer]
-
-RETURNS = "(model, batch, loss), (model, optimizer, step) or a gradaccum.torch.trace.Job"
 
 
 def from_module(
@@ -29,12 +29,12 @@ def from_module(
     """The step of a module that is there, with data or without, and doubts about its batch. Nothing of it is changed.
 
     batch: a sample for the module: a tensor, a tuple of arguments, or a dict of keywords, of any size; other
-    micro-batches are this one resized. loss: see `loss_of`.
+    micro-batches are this one resized. loss: see `gradaccum.torch.build.loss_of`.
     """
     sample = Sample(batch)
 
     def build(micro_batch: int) -> Job:
-        return _job(on_meta(module), sample.resized(micro_batch), loss, optimizer)
+        return job_of(on_meta(module), sample.resized(micro_batch), loss, partial(make_optimizer, optimizer))
 
     return build, sample.doubts
 
@@ -42,118 +42,24 @@ def from_module(
 def from_function(
     function: Callable[..., Any], optimizer: Optimizer, options: Mapping[str, object]
 ) -> tuple[Build, tuple[str, ...]]:
-    """The step that a person's function makes, which returns one of RETURNS, and doubts about its batch.
+    """The step that a person's function makes, as `gradaccum.torch.build` has it, and doubts about its batch.
 
-    A function with a parameter `micro_batch`, or one that may be given by position, is called for each micro-batch;
-    without one, the batch that it returns is a sample. options: further arguments, by name. InputError for an option
-    that the function does not take, or for another result.
+    Without a parameter for the micro-batch the batch that it returns is a sample. options: further arguments, by name.
+    InputError for an option that the function does not take, or for another result.
     """
-    parameters = inspect.signature(function).parameters
-    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    unknown = [name for name in options if name not in parameters and not takes_any]
-    if unknown:
-        raise InputError(*[Problem(name, _own_decision(name, function), ["leave it out"]) for name in unknown])
-    place = _place_of_micro_batch(parameters, options)
+    made, sized = by_micro_batch(function, options)
 
     def build(micro_batch: int) -> Job:
-        given = (micro_batch,) if place == "first" else ()
-        named = {"micro_batch": micro_batch} if place == "named" else {}
-        return as_job(function(*given, **named, **options), micro_batch, optimizer, resize=place == "")
+        def bare(module: torch.nn.Module, batch: Any) -> tuple[torch.nn.Module, Any]:
+            batch = _without_data(batch) if sized else Sample(batch).resized(micro_batch)
+            if any(each.device.type != "meta" for each in (*module.parameters(), *module.buffers())):
+                module = on_meta(module)
+            return module, batch
 
-    doubts = () if place else ("The function takes no micro-batch, so that the batch which it returns is a sample.",)
+        return as_job(made(micro_batch), partial(make_optimizer, optimizer), prepare=bare)
+
+    doubts = () if sized else ("The function takes no micro-batch, so that the batch which it returns is a sample.",)
     return build, doubts
-
-
-def _own_decision(name: str, function: Callable[..., Any]) -> str:
-    called = getattr(function, "__name__", "the function")
-    return f"{called}() decides this itself, as it has no parameter `{name}`"
-
-
-def _place_of_micro_batch(parameters: Mapping[str, inspect.Parameter], options: Mapping[str, object]) -> str:
-    """named, first, or empty where the function takes no micro-batch."""
-    if "micro_batch" in parameters:
-        return "named"
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next((each for each in parameters.values() if each.kind in positional), None)
-    needed = first is not None and first.default is inspect.Parameter.empty and first.name not in options
-    return "first" if needed else ""
-
-
-def as_job(found: Any, micro_batch: int, optimizer: Optimizer, resize: bool) -> Job:
-    """What a person's function returned, as a Job. InputError for anything but RETURNS.
-
-    resize: the batch is a sample, which this micro-batch is made from.
-    """
-    if isinstance(found, Job):
-        return found
-    if not isinstance(found, (tuple, list)) or len(found) != 3 or not isinstance(found[0], torch.nn.Module):
-        raise InputError(Problem("model", f"must return {RETURNS}, not {_described(found)}"))
-    module, second, third = found
-    if isinstance(second, torch.optim.Optimizer):
-        return Job(module=module, optimizer=second, step=third)
-    batch = Sample(second).resized(micro_batch) if resize else _without_data(second)
-    if any(each.device.type != "meta" for each in (*module.parameters(), *module.buffers())):
-        module = on_meta(module)
-    return _job(module, batch, third, optimizer)
-
-
-def _described(found: Any) -> str:
-    if isinstance(found, (tuple, list)):
-        return f"({', '.join(type(each).__name__ for each in found)})"
-    return "None" if found is None else f"an object of type {type(found).__name__}"
-
-
-def _job(module: torch.nn.Module, batch: Any, loss: Any, optimizer: Optimizer) -> Job:
-    trained = [each for each in module.parameters() if each.requires_grad]
-    if not trained:
-        raise InputError(Problem("model", "has no parameter that is trained: none has requires_grad"))
-    given, evaluate = loss_of(batch, loss)
-
-    def step() -> None:
-        if isinstance(given, Mapping):
-            result = module(**given)
-        else:
-            result = module(*given) if isinstance(given, (tuple, list)) else module(given)
-        evaluate(result).backward()
-
-    return Job(module=module, optimizer=make_optimizer(optimizer, trained), step=step, batch=batch)
-
-
-def loss_of(batch: Any, loss: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What the module is called with, and the scalar that backward starts from.
-
-    loss None: the result's `loss`, as Transformers has it, or the result itself. A loss of one argument: of the result.
-    Of two: where the batch is a pair, it is (inputs, target), and the loss is that of (result, target); else that of
-    (result, batch).
-    """
-    if loss is None:
-        return batch, own_loss
-    if not callable(loss):
-        raise InputError(Problem("loss", f"is a function of the model's result, not {_described(loss)}"))
-    if num_arguments(loss) < 2:
-        return batch, loss
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], lambda result: loss(result, batch[1])
-    return batch, lambda result: loss(result, batch)
-
-
-def own_loss(result: Any) -> Any:
-    """The loss that a model gives itself. InputError where there is none."""
-    found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", result)
-    if not isinstance(found, torch.Tensor) or found.numel() != 1:
-        raise InputError(Problem("loss", f"is missing, and the model's result is no loss but {_described(result)}"))
-    return found
-
-
-def num_arguments(function: Any) -> int:
-    """How many arguments without a default a function takes by position."""
-    try:
-        # A module says it in its forward; its __call__ takes anything.
-        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
-    except ValueError:  # a function written in C
-        return 1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each.kind in positional and each.default is each.empty for each in signature.parameters.values())
 
 
 class Sample:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from gradaccum.errors import InputError
-from gradaccum.torch.build import as_job, find_build
-from gradaccum.torch.probe.errors import first_line, place
+from gradaccum.errors import InputError, Problem
+from gradaccum.torch.build import as_job, by_micro_batch, find_build
+from gradaccum.torch.probe.errors import first_line
 from gradaccum.torch.probe.meter import meter_of
 from gradaccum.torch.probe.trial import run_trial
+from gradaccum.torch.trace.errors import line_of
+from gradaccum.torch.trace.record import OPTIMIZERS
 
 ERROR, PROBLEMS = "error", "problems"
 
@@ -31,7 +33,7 @@ def main(folder: str) -> None:
         result = {PROBLEMS: [each.to_dict() for each in error.problems]}
     except Exception as error:
         traceback.print_exc()
-        result = {ERROR: first_line(error) + place(error)}
+        result = {ERROR: first_line(error) + line_of(error)}
     part = Path(folder, "part.json")
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(Path(folder, "result.json"))
@@ -43,15 +45,17 @@ def main(folder: str) -> None:
 
 def do(task: dict[str, Any]) -> dict[str, Any]:
     """The fields of the Trial that a task describes, and what limits it."""
-    build = find_build(task["build"], "build")
+    build, sized = by_micro_batch(find_build(task["build"], "build"), {})
+    if not sized:
+        raise InputError(Problem("build", f"{task['build']} takes no micro-batch, so that no other one can be tried"))
     meter = meter_of(task["device"], task["memory_limit"])
 
     def make() -> Any:
         if meter.device.type == "cpu":
-            job = as_job(build(task["micro_batch"]), task["optimizer"])
+            job = as_job(build(task["micro_batch"]), OPTIMIZERS[task["optimizer"]], "build")
         else:
             with torch.device(meter.device):
-                job = as_job(build(task["micro_batch"]), task["optimizer"])
+                job = as_job(build(task["micro_batch"]), OPTIMIZERS[task["optimizer"]], "build")
         elsewhere = {each.device.type for each in job.module.parameters()} - {meter.device.type}
         if elsewhere:
             raise ValueError(

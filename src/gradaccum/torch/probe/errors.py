@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,13 +55,3 @@ def first_line(error: BaseException) -> str:
     """`ValueError: what it says`, on one line."""
     said = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def place(error: BaseException) -> str:
-    """` (train.py, line 12)`: the last line of a person's own that the error came through; "" where there is none."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
-    return f" ({own[-1].filename.rpartition('/')[2]}, line {own[-1].lineno})" if own else ""
-
-
-def _is_library(file: str) -> bool:
-    return "/torch/" in file or "/gradaccum/" in file or file.startswith("<")

@@ -57,22 +57,34 @@ def attention_by_products(
 ) -> torch.Tensor:
     """transformers/attention.cpp:_scaled_dot_product_attention_math, which would add the mask out of place under a
     dispatch mode. query, key, value: (batch, heads, length, width), whose scores are length x length.
+
+    Inputs of 16 bits are cast to fp32, unless `torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)` was said;
+    the casts live until the result is there, and so does one of the weights back to 16 bits, which the operator
+    returns beside the result.
     """
-    root = (abs(scale) if scale is not None else query.shape[-1] ** -0.5) ** 0.5
-    query = query * root
-    if is_causal:
-        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    dtype, root = query.dtype, (abs(scale) if scale is not None else query.shape[-1] ** -0.5) ** 0.5
     if mask is not None and mask.dtype is torch.bool:
         mask = additive_mask(mask, query)
+    if dtype in (torch.float16, torch.bfloat16) and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+        query, key, value = query.float(), key.float(), value.float()
+    scaled = query * root
+    if is_causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        mask = additive_mask(mask, query)
+    keys, values = key, value
     if enable_gqa:
-        key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
-    scores = torch.matmul(query, key.transpose(-2, -1) * root)
+        keys, values = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+    weights = torch.matmul(scaled, keys.transpose(-2, -1) * root)
     if mask is not None:
-        scores.add_(mask)
-    weights = torch._safe_softmax(scores, -1)
+        weights.add_(mask)
+    weights = torch._safe_softmax(weights, -1)
     if dropout_p > 0:
         weights = torch.dropout(weights, dropout_p, True)
-    return torch.matmul(weights, value)
+    # Held for its bytes: the second result, which scaled_dot_product_attention drops once the first is there.
+    _returned = weights.to(dtype)
+    result = torch.matmul(weights, values).to(dtype)
+    del weights, values, keys, scaled, mask, value, key, query  # in C++'s order: the last one that was made goes first
+    return result
 
 
 def additive_mask(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

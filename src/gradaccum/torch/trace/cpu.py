@@ -28,10 +28,10 @@ def _attention(
     """The flash operator of the CPU, as aten/src/ATen/native/transformers/sdp_utils_cpp.cpp:use_flash_attention_cpp
     chooses it for dense inputs without dropout. Other inputs go the way of the mathematics.
     """
-    grad = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+    allowed = torch.backends.cuda.flash_sdp_enabled()  # of every device, as sdpa_kernel sets it
     masked_grad = attn_mask is not None and attn_mask.requires_grad
     same = query.shape[-1] == key.shape[-1] == value.shape[-1]
-    if dropout_p == 0.0 and query.dim() == 4 and same and not masked_grad and not (grad and enable_gqa):
+    if allowed and dropout_p == 0.0 and query.dim() == 4 and same and not masked_grad:
         if attn_mask is not None and attn_mask.dtype is torch.bool:
             attn_mask = additive_mask(attn_mask, query)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -9,10 +9,10 @@ import torch
 if TYPE_CHECKING:
     from gradaccum.torch.trace.device import Kernel, Recording
 
-OPENED = frozenset({"aten.logsumexp", "aten.binary_cross_entropy_with_logits"})
+OPENED = frozenset({"aten.logsumexp", "aten.binary_cross_entropy_with_logits", "aten._safe_softmax"})
 """Operators that are written in terms of others below autograd (CompositeExplicitAutograd: ReduceOps.cpp:logsumexp,
-Loss.cpp:binary_cross_entropy_with_logits) with intermediate results of the input's size. They are run as they are
-written, and the pieces recorded."""
+Loss.cpp:binary_cross_entropy_with_logits, transformers/attention.cpp:_safe_softmax) with intermediate results of the
+input's shape. They are run as they are written, and the pieces recorded."""
 
 
 def opened(recorder: Recording, func: Any, args: Any, kwargs: Any) -> Any:
