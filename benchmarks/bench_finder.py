@@ -187,7 +187,7 @@ def live() -> None:
 def accelerate() -> None:
     """A function that trains two updates, begun anew with a tenth less after each error."""
     import torch
-    from accelerate.utils import find_executable_batch_size  # type: ignore[import-not-found]
+    from accelerate.utils import find_executable_batch_size
 
     tried = Tried()
 
@@ -208,9 +208,9 @@ def accelerate() -> None:
 
 def lightning(mode: str) -> None:
     """The Tuner of a module with a `batch_size`, from its usual 2 on."""
-    import lightning  # type: ignore[import-not-found]
+    import lightning
     import torch
-    from lightning.pytorch.tuner import Tuner  # type: ignore[import-not-found]
+    from lightning.pytorch.tuner import Tuner
 
     tried, data = Tried(), batch_of(4 * TARGET)
 

@@ -107,14 +107,14 @@ def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[B
     accumulator = Accumulator(model, optimizer, accum_steps=STEPS, clip_norm=1.0)
     found["gradaccum"] = model, lambda batches, m=model: ours(accumulator, m, batches)  # type: ignore[misc]
 
-    from accelerate import Accelerator  # type: ignore[import-not-found]
+    from accelerate import Accelerator
 
     model, optimizer = fresh()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=STEPS)
     prepared: Any = accelerator.prepare(model, optimizer)
     found["Accelerate"] = model, lambda batches: with_accelerate(accelerator, prepared[0], prepared[1], batches)
 
-    from lightning.fabric import Fabric  # type: ignore[import-not-found]
+    from lightning.fabric import Fabric
 
     model, optimizer = fresh()
     made = Fabric(accelerator="cpu", devices=1)

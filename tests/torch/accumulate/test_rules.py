@@ -239,6 +239,8 @@ def test_the_noise_scale_is_in_the_unit_of_the_weight():
     ("options", "words"),
     [
         ({"accum_steps": 0}, "at least 1"),
+        ({"accum_steps": 2.5}, "not 2.5"),
+        ({"accum_steps": "4"}, "not '4'"),
         ({"accum_steps": 2, "clip_norm": 0.0}, "above 0"),
         ({"accum_steps": 2, "partial": "keep"}, "partial is one of step, carry, drop"),
         ({"accum_steps": 2, "nonfinite": "stop"}, "nonfinite is one of skip, raise"),
@@ -360,6 +362,52 @@ def test_a_break_is_the_end_of_a_group_on_one_process():
     assert -model.weight.item() == pytest.approx(11 / 2)
 
 
+def test_what_is_no_model_or_not_its_optimizer():
+    model, optimizer = scalar()
+    with pytest.raises(AccumulationError, match="models come first"):
+        Accumulator(optimizer, model, accum_steps=2)
+    with pytest.raises(AccumulationError, match="optimizers come second"):
+        Accumulator(model, None, accum_steps=2)
+    with pytest.raises(AccumulationError, match="1 of the optimizers' 1 parameters are none of the models'"):
+        Accumulator(scalar()[0], optimizer, accum_steps=2)
+    temperature = nn.Parameter(torch.ones(()))
+    optimizer.add_param_group({"params": [temperature]})
+    assert repr(Accumulator(model, optimizer, accum_steps=2)) == "<Accumulator: 2 micro-batches, 0 updates>"
+
+
+def test_a_loss_and_a_weight_are_what_they_say():
+    model, optimizer = scalar()
+    accumulator = Accumulator(model, optimizer, accum_steps=2)
+    with pytest.raises(AccumulationError, match=r"not 1\.5"):
+        go(accumulator, powers(2), lambda group, x: group.backward(1.5, 1))
+    accumulator.discard()
+    for weight in (math.nan, -1):
+        with pytest.raises(AccumulationError, match="0 or more"):
+            go(accumulator, powers(2), lambda group, x, weight=weight: group.backward(model(x).sum(), weight))
+    assert run(accumulator, model, powers(2))[0].applied
+
+
+def test_gradients_that_are_cleared_within_a_group():
+    model, optimizer = scalar()
+    accumulator = Accumulator(model, optimizer, accum_steps=3)
+
+    def slip(group, x):
+        optimizer.zero_grad()
+        group.backward(model(x).sum(), 1)
+
+    with pytest.raises(AccumulationError, match="take zero_grad"):
+        go(accumulator, powers(3), slip)
+    accumulator.discard()
+
+    def late(group, x):
+        group.backward(model(x).sum(), 1)
+        if float(x) == 100:
+            optimizer.zero_grad()
+
+    with pytest.raises(AccumulationError, match="take zero_grad"):
+        go(accumulator, powers(3), late)
+
+
 def test_parameters_that_change_within_a_group():
     model, optimizer = scalar()
 
@@ -387,7 +435,8 @@ def test_a_loader_that_is_shorter_than_it_says():
 def test_how_each_wrapper_reduces_and_what_does_not_go_with_it(two_ranks):
     plain = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(plain.parameters())
-    assert Accumulator(plain, optimizer, accum_steps=2).sync.world == 1
+    with pytest.warns(UserWarning, match="each rank trains one of its own"):
+        assert Accumulator(plain, optimizer, accum_steps=2).sync.world == 1
     assert Accumulator(plain, optimizer, accum_steps=2, process_group=dist.group.WORLD).sync.mode == "after"
     with pytest.raises(AccumulationError, match="wrap it, or say after"):
         Accumulator(plain, optimizer, accum_steps=2, process_group=dist.group.WORLD, reduce="last")

@@ -15,9 +15,10 @@ neither overflow nor vanish; `step()` corrects by what the weight really was, in
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.torch.accumulate.buffers import Buffers
@@ -32,10 +33,10 @@ from gradaccum.torch.accumulate.sync import Sync
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import torch.distributed as dist
-
     from gradaccum.core.plan import Plan
     from gradaccum.torch.accumulate.progress import Progress
+
+T = TypeVar("T")
 
 PARTIAL = ("step", "carry", "drop")
 NONFINITE = ("skip", "raise")
@@ -82,10 +83,12 @@ class Accumulator:
         noise_scale: bool = False,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        models = [models] if isinstance(models, torch.nn.Module) else list(models)
-        optimizers = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
-        if isinstance(accum_steps, int) and accum_steps < 1:
-            raise AccumulationError(f"accum_steps must be at least 1, not {accum_steps}")
+        models = _all_of(models, torch.nn.Module, "models come first: a module, or several")
+        optimizers = _all_of(optimizers, torch.optim.Optimizer, "optimizers come second: one, or several")
+        if not (accum_steps is None or callable(accum_steps) or (isinstance(accum_steps, int) and accum_steps >= 1)):
+            raise AccumulationError(
+                f"accum_steps is a whole number of at least 1, or a function of the progress, not {accum_steps!r}"
+            )
         if clip_norm is not None and not clip_norm > 0:
             raise AccumulationError(f"clip_norm must be above 0, not {clip_norm}; None clips nothing")
         for name, word, words in (
@@ -104,6 +107,7 @@ class Accumulator:
                 "in the first backward pass; it goes with plain modules and DDP"
             )
         parameters = _parameters(optimizers)
+        _check_ownership(models, parameters, self.sync)
         _check(models, parameters, accum_steps)
         self._state = State(
             sync=self.sync,
@@ -119,6 +123,12 @@ class Accumulator:
             leaves_out=nonfinite_loss == "leave_out",
             buffers=None if accumulate_in is None else Buffers(parameters, accumulate_in, self.sync.sharded),
         )
+
+    def __repr__(self) -> str:
+        steps = self._state.accum_steps
+        groups = "groups until a weight" if steps is None else "a ramp" if callable(steps) else f"{steps} micro-batches"
+        ranks = f", {self.sync.kind} over {self.sync.world} ranks, reduce={self.sync.mode!r}" * (self.sync.world > 1)
+        return f"<Accumulator: {groups}{ranks}, {self.progress.updates} updates>"
 
     @property
     def accum_steps(self) -> int | None:
@@ -234,6 +244,31 @@ class Accumulator:
                 f"a group was left after {self._state.open.micro_batches} micro-batches without step(): call step(), "
                 "or accumulator.discard() to throw its gradients away"
             )
+
+
+def _all_of(given: Any, kind: type[T], words: str) -> list[T]:
+    """One of the kind, or several, as a list."""
+    found = [given] if isinstance(given, kind) else list(given) if isinstance(given, (list, tuple)) else []
+    if not found or not all(isinstance(each, kind) for each in found):
+        raise AccumulationError(f"{words}; not {given!r:.80}")
+    return found
+
+
+def _check_ownership(models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Parameter], sync: Sync) -> None:
+    """That the optimizers train these models, and that somebody brings the ranks' gradients together."""
+    own = {id(each) for model in models for each in model.parameters()}
+    foreign = [each for each in parameters if id(each) not in own]
+    if len(foreign) == len(parameters) or (foreign and sync.kind != "plain"):
+        raise AccumulationError(
+            f"{len(foreign)} of the optimizers' {len(parameters)} parameters are none of the models': make the "
+            "optimizer from model.parameters(), after the model was sharded or moved"
+        )
+    if sync.process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            f"{dist.get_world_size()} ranks are there, and the model is not wrapped: each rank trains one of its own. "
+            "Wrap it in DDP or fully_shard, or say process_group=dist.group.WORLD",
+            stacklevel=3,
+        )
 
 
 def _parameters(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.nn.Parameter]:

@@ -35,6 +35,7 @@ class Group:
         self._ended = source.planned == 0
         self._begun = False
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self._witness: torch.nn.Parameter | None = None  # a parameter whose gradient this group has begun
         self._versions = _versions(state) if state.carried is None else None
 
     def __iter__(self) -> Iterator[Any]:
@@ -78,7 +79,7 @@ class Group:
         loss.backward(gradient=seed)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach(), weight)
-        self._measure_first(seed, weight)
+        self._after_backward(seed, weight)
 
     def backward_mean(self, loss: torch.Tensor, weight: Number) -> None:
         """The same for a mean loss. weight: what it is the mean of."""
@@ -91,7 +92,7 @@ class Group:
         loss.backward(gradient=seed * weight)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach() * weight, weight)
-        self._measure_first(seed, weight)
+        self._after_backward(seed, weight)
 
     def skip(self) -> None:
         """Leave the micro-batch out: neither its loss nor its weight counts.
@@ -151,13 +152,28 @@ class Group:
             raise AccumulationError(
                 "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
             )
-        if loss is not None and loss.dim():
+        if loss is None:
+            return
+        self._check_kept()
+        if not isinstance(loss, torch.Tensor):
+            raise AccumulationError(f"a loss is a tensor that a backward pass can start from, not {loss!r}")
+        if loss.dim():
             raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
 
     def _leaves_out(self, loss: torch.Tensor) -> bool:
         return self._state.leaves_out and not bool(torch.isfinite(loss.detach()))
 
-    def _measure_first(self, seed: torch.Tensor, weight: Number) -> None:
+    def _check_kept(self) -> None:
+        """A gradient that this group has begun has to be there still."""
+        if self._witness is not None and self._witness.grad is None:
+            raise AccumulationError(
+                "gradients of this group were cleared before its step: take zero_grad() out of the loop, step() clears "
+                "them; accumulator.discard() throws the group away"
+            )
+
+    def _after_backward(self, seed: torch.Tensor, weight: Number) -> None:
+        if self._witness is None:
+            self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
         if self._state.wants_noise and self.sums.first is None and not reduced:
             norm = norm_of(self._state.gradients()) / (seed * weight)
@@ -267,6 +283,7 @@ class Group:
                 + (": other ranks wait for the rest of it" if state.sync.world > 1 else "")
                 + "; go through `for batch in group` to its end, or call accumulator.discard() on every rank"
             )
+        self._check_kept()
         if self._versions is not None and self._versions != _versions(state):
             raise AccumulationError(
                 "parameters changed while the group's gradients were summed, so that these belong to different models: "
@@ -280,6 +297,13 @@ class Group:
             short = total.micro_batches < state.sync.world * (self._source.steps or 1)
         else:
             short = total.weight < until
+        if not total.weight >= 0:
+            state.carried = None
+            state.zero_grad()
+            raise AccumulationError(
+                f"the group's weight is {total.weight}, and it is what the loss sums over, 0 or more: look at what "
+                "group.backward is given second; the group is thrown away"
+            )
         if short and state.partial != "step":
             return {"carry": "carried", "drop": "dropped"}[state.partial]
         return "" if total.weight > 0 else "no weight"
