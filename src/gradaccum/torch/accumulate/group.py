@@ -71,7 +71,7 @@ class Group:
         it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer.
         """
         self._check_answer(loss_sum)
-        if self._leaves_out(loss_sum):
+        if self._state.leaves_out and not _is_finite(loss_sum):
             self.skip()
             return
         loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
@@ -79,12 +79,13 @@ class Group:
         loss.backward(gradient=seed)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach(), weight)
-        self._after_backward(seed, weight)
+        if self._witness is None:
+            self._after_first(seed, weight)
 
     def backward_mean(self, loss: torch.Tensor, weight: Number) -> None:
         """The same for a mean loss. weight: what it is the mean of."""
         self._check_answer(loss)
-        if self._leaves_out(loss):
+        if self._state.leaves_out and not _is_finite(loss):
             self.skip()
             return
         loss = loss.float() if loss.dtype in HALF else loss
@@ -92,7 +93,8 @@ class Group:
         loss.backward(gradient=seed * weight)
         self.sums.answered(self._samples, counted=True)
         self.sums.add(loss.detach() * weight, weight)
-        self._after_backward(seed, weight)
+        if self._witness is None:
+            self._after_first(seed, weight)
 
     def skip(self) -> None:
         """Leave the micro-batch out: neither its loss nor its weight counts.
@@ -160,9 +162,6 @@ class Group:
         if loss.dim():
             raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
 
-    def _leaves_out(self, loss: torch.Tensor) -> bool:
-        return self._state.leaves_out and not bool(torch.isfinite(loss.detach()))
-
     def _check_kept(self) -> None:
         """A gradient that this group has begun has to be there still."""
         if self._witness is not None and self._witness.grad is None:
@@ -171,9 +170,9 @@ class Group:
                 "them; accumulator.discard() throws the group away"
             )
 
-    def _after_backward(self, seed: torch.Tensor, weight: Number) -> None:
-        if self._witness is None:
-            self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
+    def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
+        """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
+        self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
         if self._state.wants_noise and self.sums.first is None and not reduced:
             norm = norm_of(self._state.gradients()) / (seed * weight)
@@ -333,6 +332,10 @@ class Group:
             grad_norm=grad_norm,
             noise_scale=noise,
         )
+
+
+def _is_finite(loss: torch.Tensor) -> bool:
+    return bool(torch.isfinite(loss.detach()))
 
 
 def _versions(state: State) -> list[int] | None:

@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 def samples_of(batch: Any) -> int | None:
     """The first dimension of the first tensor; None where there is none, or another tensor's differs."""
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.dim() else None
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else None
-    if parts is None or any(isinstance(each, (dict, list, tuple)) for each in parts):
-        parts = tree_leaves(batch)  # as deep as it goes, which costs ten times as long
-    sizes = {each.shape[0] for each in parts if isinstance(each, torch.Tensor) and each.dim()}
-    return sizes.pop() if len(sizes) == 1 else None
+    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else (batch,)
+    found = None
+    for each in parts:
+        if isinstance(each, torch.Tensor):
+            if each.dim():
+                size = each.size(0)
+                if found is not None and size != found:
+                    return None
+                found = size
+        elif isinstance(each, (dict, list, tuple)):
+            return samples_of(tree_leaves(batch))  # as deep as it goes, which costs ten times as long
+    return found
 
 
 class Source:
