@@ -183,3 +183,39 @@ def test_a_kernel_that_there_is_none_of_is_said(dtype, gpu, math):
 def test_queries_that_are_not_grouped_have_a_kernel_everywhere():
     setup = Setup(model=find_model("gpt2"), sequence_length=512, dtype="fp32")
     assert "GA031" not in [finding.code for finding in fit(setup, find_gpu("t4")).findings]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_number_of_micro_steps_that_is_given_is_the_plans(steps):
+    found = fit(Setup(model=SMALL, sequence_length=256, accum_steps=steps), find_gpu("a100-sxm-80gb"), 16)
+    assert (found.plan.accum_steps, found.plan.micro_batch, found.setup.micro_batch) == (
+        steps,
+        16 // steps,
+        16 // steps,
+    )
+    codes = [finding.code for finding in found.findings]
+    assert ("GA022" in codes) == ("gradients" in [line.name for line in found.memory.ledger]) == (steps > 1)
+
+
+def test_micro_steps_whose_share_does_not_fit_are_refused_with_the_fewest_that_do():
+    setup, gpu = Setup(model=SMALL, sequence_length=1024), find_gpu("24GiB")
+    with pytest.raises(
+        InputError, match="accum_steps: is 1, with which 64 sequences need a micro-batch of 64"
+    ) as raised:
+        fit(setup.changed("accum_steps", 1), gpu, 64)
+    (nearest,) = (int(each) for each in raised.value.problems[0].nearest)
+    assert fit(setup.changed("accum_steps", nearest), gpu, 64).plan.accum_steps == nearest
+    with pytest.raises(InputError, match="accum_steps"):
+        fit(setup.changed("accum_steps", nearest // 2), gpu, 64)
+
+
+def test_one_micro_step_is_taken_where_all_of_the_target_fits_in_it():
+    """4 fit where no gradient of an earlier micro-step is there, and 3 where one is."""
+    setup, gpu = Setup(model=SMALL, sequence_length=1024), find_gpu("24GiB")
+    assert fit(setup, gpu).max_micro_batch == 3
+    found = fit(setup, gpu, 4)
+    assert (found.plan.micro_batch, found.plan.accum_steps, found.max_micro_batch) == (4, 1, 4)
+    assert found.memory == memory_of(setup.with_values({"accum_steps": 1, "micro_batch": 4}), gpu)
+    assert not found.setup.accumulates
+    assert "GA022" not in [finding.code for finding in found.findings]
+    assert fit(setup, gpu, 8).setup.accumulates

@@ -158,6 +158,23 @@ def test_the_plan_keeps_the_target():
     assert found.plan.effective_batch == 100
 
 
+def test_a_number_of_micro_steps_that_is_given_is_the_plans():
+    found = gradaccum.fit(model=language, gpu=room(300), target_batch=12, accum_steps=3)
+    assert found.plan is not None
+    assert (found.plan.micro_batch, found.plan.accum_steps) == (4, 3)
+    with pytest.raises(InputError, match="accum_steps: is 1, with which 100,000 sequences need"):
+        gradaccum.fit(model=language, gpu=room(90), target_batch=100_000, accum_steps=1)
+
+
+def test_a_plan_of_one_micro_step_has_the_memory_of_one():
+    found = gradaccum.fit(model=language, gpu=room(300), target_batch=4)
+    asked = gradaccum.fit(model=language, gpu=room(300), target_batch=4, accum_steps=1)
+    assert found.plan is not None
+    assert (found.plan.micro_batch, found.plan.accum_steps) == (4, 1)
+    assert found.to_dict() == asked.to_dict()
+    assert "GA022" not in [finding.code for finding in found.findings]
+
+
 # The answer
 
 

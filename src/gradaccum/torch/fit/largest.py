@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradaccum.core.arithmetic import divide
 from gradaccum.core.plan import make_plan
 from gradaccum.core.request import Request
 from gradaccum.errors import GradaccumError, InputError, Problem
@@ -18,7 +19,7 @@ from gradaccum.memory.allocator import ties_of
 from gradaccum.memory.allocator_settings import Settings
 from gradaccum.memory.answer import Engine, Fit, Memory, Step
 from gradaccum.memory.evidence import CLOSED_FORM, TRACE, evidence, evidence_of_own
-from gradaccum.memory.fit import along, at_most, memory_of
+from gradaccum.memory.fit import along, memory_of, with_steps
 from gradaccum.memory.fit import fit as closed_form
 from gradaccum.memory.remarks import remarks
 from gradaccum.memory.trace_remarks import trace_remarks
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gradaccum.catalog.gpus import Gpu
+    from gradaccum.core.plan import Plan
     from gradaccum.memory.setup import Setup
 
 LARGEST = 2**20
@@ -85,8 +87,8 @@ class Question:
         return self.gpu.capability or USUAL_CAPABILITY
 
 
-def fit_step(build: Callable[[int], Job], question: Question) -> Fit:
-    """The answer for the step that `build(micro_batch)` makes.
+def fit_step(build: Callable[[int], Job], question: Question, begun: float | None = None) -> Fit:
+    """The answer for the step that `build(micro_batch)` makes. begun: when the clock of a time limit started.
 
     Raises TraceError for a step that cannot be followed, OutOfTime, and InputError for allocator settings that PyTorch
     would not read.
@@ -100,7 +102,7 @@ def fit_step(build: Callable[[int], Job], question: Question) -> Fit:
         ties=ties_of(torch.__version__),
         num_gpus=question.num_gpus,
     )
-    recording = _Recording(build, question)
+    recording = _Recording(build, question, time.monotonic() if begun is None else begun)
     traces = Traces(recording)
     traces.record(2)
     setup = question.setup
@@ -113,6 +115,8 @@ def fit_step(build: Callable[[int], Job], question: Question) -> Fit:
         None if setup is None else lambda each: memory_of(setup.with_micro_batch(each), question.gpu).peak_bytes,
     )
     largest = _find(traces, replays)
+    if _is_one_step(question, largest):
+        return fit_step(build, replace(question, accum_steps=1), recording.begun)
     return _answer(question, replays, largest)
 
 
@@ -201,9 +205,8 @@ def search(holds: Callable[[int], bool], start: int) -> int:
 class _Recording:
     """Records the step at a micro-batch, within the time that is left. words: what its weights are."""
 
-    def __init__(self, build: Callable[[int], Job], question: Question) -> None:
-        self.build, self.question, self.words = build, question, ""
-        self.begun = time.monotonic()
+    def __init__(self, build: Callable[[int], Job], question: Question, begun: float) -> None:
+        self.build, self.question, self.words, self.begun = build, question, "", begun
 
     def __call__(self, micro_batch: int) -> Trace:
         major, _, minor = self.question.capability.partition(".")
@@ -248,18 +251,31 @@ class _Recording:
             handle.remove()
 
 
+def _plan(question: Question, largest: int) -> Plan | None:
+    """None where nothing fits, or no target is given."""
+    if not largest or not question.target_batch:
+        return None
+    ranks = question.num_gpus
+    return make_plan(
+        Request(
+            num_gpus=ranks,
+            target_batch=question.target_batch,
+            sequence_length=question.sequence_length,
+            **with_steps(question.accum_steps, question.target_batch, ranks, largest, largest),  # type: ignore[arg-type]
+        )
+    )
+
+
+def _is_one_step(question: Question, largest: int) -> bool:
+    """Whether all of the target is one micro-step that fits, and nothing was said of their number."""
+    if question.accum_steps is not None or not question.target_batch:
+        return False
+    return divide(question.target_batch, question.num_gpus, "round") <= largest
+
+
 def _answer(question: Question, replays: Replays, largest: int) -> Fit:
     gpu, traces = question.gpu, replays.traces
-    plan = None
-    if largest and question.target_batch:
-        plan = make_plan(
-            Request(
-                max_micro_batch=at_most(largest, question.target_batch, question.num_gpus),
-                num_gpus=question.num_gpus,
-                target_batch=question.target_batch,
-                sequence_length=question.sequence_length,
-            )
-        )
+    plan = _plan(question, largest)
     looked_at = tuple(traces.seen)
     chosen = plan.micro_batch if plan else max(1, largest)
     # A micro-batch of 1 is unlike all others.
@@ -267,7 +283,8 @@ def _answer(question: Question, replays: Replays, largest: int) -> Fit:
     memory = replays.memory(chosen)
     found = changes(trace, replays)
     surely = _bounded(replays, largest, lambda memory: memory.process_high_bytes)
-    step = Step(question.name, chosen, question.accum_steps, question.num_gpus, question.words)
+    accum_steps = plan.accum_steps if plan and plan.accum_steps > 1 else question.accum_steps
+    step = Step(question.name, chosen, accum_steps, question.num_gpus, question.words)
     at = replays.peaks(trace).at
     engine = Engine(
         TRACE,
