@@ -219,3 +219,29 @@ def test_one_micro_step_is_taken_where_all_of_the_target_fits_in_it():
     assert not found.setup.accumulates
     assert "GA022" not in [finding.code for finding in found.findings]
     assert fit(setup, gpu, 8).setup.accumulates
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "words"),
+    [
+        ("gpt2", 4096, "longer than the 1,024 that GPT-2 124M's config names, and it has no position beyond"),
+        ("llama-2-7b", 8192, "longer than the 4,096"),
+        ("vit-b-16", 2048, "makes 197 tokens of an image"),
+        ("gpt2", 1024, None),
+        ("vit-b-16", 197, None),
+    ],
+)
+def test_a_sequence_that_the_model_does_not_reach_is_said(name, length, words):
+    found = fit(Setup(model=find_model(name), sequence_length=length), find_gpu("h200"))
+    said = [each.message for each in found.findings if each.code == "GA032"]
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"lora_targets": "attention"}, "lora_rank is 0"), ({"reduce_dtype": "fp32"}, "belongs to fsdp2 and hsdp")],
+)
+def test_an_option_without_what_it_belongs_to_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        Setup(model=find_model("gpt2"), sequence_length=1024, **values)

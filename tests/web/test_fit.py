@@ -46,7 +46,7 @@ def panel(query):
         ("num_gpus=1&accum_steps=1&target_batch=", {"accum_steps": 1, "target_batch": None}),
         (
             "num_gpus=&micro_batch=4&accum_steps=2&target_batch=64",
-            {"num_gpus": 8, "accum_steps": 2, "target_batch": 64},
+            {"num_gpus": 8, "target_batch": 64},  # the steps follow from what fits
         ),
     ],
 )

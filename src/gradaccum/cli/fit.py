@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   gradaccum fit --model llama-3.2-1b --gpu rtx-4090 -s 2048 -t 64
   gradaccum fit --model qwen2.5-7b --gpu a100-sxm-80gb -g 8 --strategy fsdp2 -s 4096 -t 512
-  gradaccum fit --model llama-3.1-70b --gpu h100-sxm-80gb -g 64 -s 8192 --tensor-parallel 8 --strategy fsdp2
+  gradaccum fit --model llama-3.1-70b --gpu h200 -g 64 --tensor-parallel 8 --strategy fsdp2 --checkpointing full
   gradaccum fit --model config.json --gpu 24GiB -s 1024 --checkpointing full
-  gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --lora-targets attention
+  gradaccum fit --model qwen2.5-7b --gpu rtx-4090 --quantization nf4 --lora-rank 16 --checkpointing full
   gradaccum fit --model train:build --gpu rtx-3060-12gb -t 64
   gradaccum fit --model train:build --probe -t 64"""
 

@@ -56,6 +56,8 @@ def run_probe(options: argparse.Namespace) -> int:
         from gradaccum.show.probe import probe_text
 
         print(probe_text(data))
+    if found.max_micro_batch == 0 and not found.ooms:  # the time was up, which says nothing of memory
+        return 2
     return 0
 
 

@@ -85,6 +85,8 @@ def _strategy(values: Mapping[str, Any], ranks: int) -> Iterator[Problem]:
         yield Problem("distributed_optimizer", message, ["--strategy ddp"])
     if values["gradient_as_bucket_view"] and (strategy != "ddp" or values["distributed_optimizer"]):
         yield Problem("gradient_as_bucket_view", "belongs to PyTorch's DDP", ["--strategy ddp"])
+    if values["reduce_dtype"] != "auto" and strategy not in ("fsdp2", "hsdp"):
+        yield Problem("reduce_dtype", "belongs to fsdp2 and hsdp", ["fsdp2", "hsdp"])
     if not values["reshard_after_forward"] and strategy not in ("fsdp2", "hsdp"):
         yield Problem("reshard_after_forward", "belongs to fsdp2 and hsdp", ["fsdp2", "hsdp"])
 

@@ -28,8 +28,28 @@ def remarks(
         *_usable(gpu, memory),
     ]
     if not isinstance(setup, Step):
-        found += [*_routing(setup), *_kernel(setup, gpu)]
+        found += [*_positions(setup), *_routing(setup), *_kernel(setup, gpu)]
     return tuple(sorted(found, key=lambda finding: finding.severity != "warning"))
+
+
+def _positions(setup: Setup) -> Iterator[Finding]:
+    model, length = setup.model, setup.sequence_length
+    if model.image:
+        tokens = (model.image // model.patch) ** 2 + 1
+        message = f"{model.name} makes {show_count(tokens)} tokens of an image; {show_count(length)} were counted."
+        action, source = f"Say -s {tokens}.", "(image / patch)^2 patches and a class token, by the model's config"
+        there = length == tokens
+    else:
+        cannot = ", and it has no position beyond: it cannot run so" if model.learned_positions else ""
+        message = (
+            f"Sequences of {show_count(length)} tokens are longer than the {show_count(model.positions)} that "
+            f"{model.name}'s config names{cannot}."
+        )
+        action = f"Take -s {model.positions} or less" + ("." if cannot else ", or scale its rotary positions.")
+        source = "max_position_embeddings, or n_positions, of the model's config"
+        there = length <= model.positions
+    if not there:
+        yield Finding("GA032", "warning", message, action, source)
 
 
 def _room(setup: Setup | Step, gpu: Gpu, memory: Memory, surely: int, changes: Sequence[Change]) -> Iterator[Finding]:

@@ -53,6 +53,9 @@ def problems(model: Model, values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("lora_targets", message, ["attention"])
     elif rank:
         yield from check_targets(model.family, targets)
+    elif targets != "default":
+        message = "says which layers get an adapter, and lora_rank is 0, which gives none any"
+        yield Problem("lora_targets", message, ["--lora-rank 16"])
     if values["quantization"] != "none":
         yield from _quantised(model, values)
     strategy = values["strategy"]

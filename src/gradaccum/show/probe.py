@@ -39,7 +39,7 @@ def trial_text(trial: Mapping[str, Any]) -> str:
 
 def _headline(found: Mapping[str, Any]) -> str:
     if found["micro_batch"] is None:
-        return "nothing fits"
+        return "nothing fits" if found["ooms"] else "no answer: no trial came to its end in time"
     why = "the fastest that was timed" if found["pick"] == "throughput" else "the largest"
     return (
         f"micro-batch {show_count(found['micro_batch'])} x {show_count(found['num_gpus'])} GPUs x "

@@ -96,7 +96,10 @@ def _fit_answer(asked: Answer) -> FitAnswer:
     if how["num_gpus"] != 1 and "strategy" not in how:
         how["strategy"] = "ddp"
     try:
-        return FitAnswer(asked, how, fit(Setup(model=model, **how), gpu, _target(asked)), ())  # type: ignore[arg-type]
+        target = _target(asked)
+        if target is not None:
+            how.pop("accum_steps", None)  # they follow from what fits and the target, as the link to use it says
+        return FitAnswer(asked, how, fit(Setup(model=model, **how), gpu, target), ())  # type: ignore[arg-type]
     except InputError as error:
         return FitAnswer(asked, {}, None, error.problems)
 
