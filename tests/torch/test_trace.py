@@ -292,16 +292,3 @@ def test_peaks_are_affine_in_the_micro_batch():
     ]
     assert found[2] - found[1] == 2 * (found[1] - found[0])
     assert found[0] > LENGTH
-
-
-def test_a_step_without_a_backward_pass_is_no_training_step():
-    def build(micro_batch):
-        model = torch.nn.Linear(4, 4)
-        return (
-            model,
-            torch.optim.SGD(model.parameters()),
-            lambda: model(torch.empty(micro_batch, 4, device="meta")).sum(),
-        )
-
-    with pytest.raises(TraceError, match="has to call backward"):
-        record(build, 2)

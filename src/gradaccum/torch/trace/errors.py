@@ -31,18 +31,6 @@ class TraceError(GradaccumError):
         self.module = module
 
 
-class NoGradientError(TraceError):
-    """A step that made no gradient: what it holds without a backward pass says nothing of training."""
-
-    def __init__(self) -> None:
-        GradaccumError.__init__(
-            self,
-            "no parameter has a gradient when the optimizer steps: the step has to call backward() on its loss, and "
-            "the optimizer to have the module's parameters",
-        )
-        self.op = self.module = ""
-
-
 def line_of(error: BaseException) -> str:
     """` (train.py, line 12)`: the last line of the person's own program on the way to an error; empty if there is none.
 

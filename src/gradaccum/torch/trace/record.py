@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gradaccum.torch.trace import events as ev
 from gradaccum.torch.trace.cuda import cuda
-from gradaccum.torch.trace.errors import NoGradientError, TraceError
+from gradaccum.torch.trace.errors import TraceError
 from gradaccum.torch.trace.recorder import Recorder
 from gradaccum.torch.trace.where import Where, optimizer_hooks
 
@@ -248,8 +248,6 @@ def _load_order(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _before_update(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
-    if all(each.grad is None for group in optimizer.param_groups for each in group["params"]):
-        raise NoGradientError
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             recorder.name(parameter.grad, ev.GRADIENT, names.get(id(parameter), ""))
