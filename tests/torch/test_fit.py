@@ -15,8 +15,9 @@ from gradaccum.catalog.gpus import find_gpu
 from gradaccum.errors import InputError
 from gradaccum.memory.allocator import Allocator, OutOfMemory, ties_of
 from gradaccum.memory.allocator_settings import Settings
+from gradaccum.memory.fit import search
 from gradaccum.memory.outside import CONTEXT, LIBRARY
-from gradaccum.torch.fit.largest import LARGEST, search
+from gradaccum.torch.fit.largest import LARGEST
 from gradaccum.torch.fit.traces import Traces
 from gradaccum.torch.trace import Job, Trace, TraceError, cuda, record, replay
 from tests.torch.cpu_steps import LENGTH, WIDTH, WORDS, Block, Language, dense, job, words
@@ -95,7 +96,7 @@ def test_a_search_finds_the_edge_from_anywhere(largest: int, start: int):
         asked.append(micro_batch)
         return micro_batch <= largest
 
-    assert search(holds, start) == largest
+    assert search(holds, start, LARGEST) == largest
     assert len(asked) <= 45
     assert all(1 <= each <= LARGEST for each in asked)
 

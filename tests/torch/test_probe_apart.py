@@ -18,6 +18,7 @@ from gradaccum.torch.probe import ProbeError, Trial, apart, child
 from gradaccum.torch.probe.apart import Apart
 from tests.torch.cpu_steps import measured, peak
 from tests.torch.test_probe import small
+from tests.torchrun import torchrun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,10 +254,7 @@ SCRIPT = """
 def test_two_ranks_agree_on_what_both_hold(tmp_path: Path):
     script = tmp_path / "ranks.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*program, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr
+    torchrun(2, str(script), str(tmp_path), patience=110)
     lines = [(tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1)]
     assert len(lines[0]) == len(lines[1]) == 7
     for i in (0, 1, 2, 3, 6):

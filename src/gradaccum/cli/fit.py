@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from gradaccum.cli.fit_probe import add_options, refuse_without_probe, run_probe
-from gradaccum.cli.options import Once, Parser, new_parser, parse
+from gradaccum.cli.options import Once, Parser, new_parser, parse, seconds_of
 from gradaccum.errors import InputError, Problem
 from gradaccum.memory import layout
 from gradaccum.memory.answer import Step
 from gradaccum.memory.engines import ENGINES, read_engine, take_of_trace
 from gradaccum.memory.ranks import layout_words
 from gradaccum.memory.setup import CHOICES, MEANINGS, Setup
-from gradaccum.units import quote, read_count
+from gradaccum.units import read_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _found(options: argparse.Namespace) -> Fit:
     traced: dict[str, Any] = {name: getattr(options, name) for name in ("allocator", "time_limit")}
     traced = {name: word for name, word in traced.items() if word is not None}
     if "time_limit" in traced:
-        traced["time_limit"] = _seconds(traced["time_limit"])
+        traced["time_limit"] = seconds_of(traced["time_limit"], "--time-limit", "60")
     target = None if options.target_batch is None else read_count(options.target_batch, "target_batch", 1)
     if own:
         from gradaccum.torch.fit import fit_own
@@ -149,16 +149,6 @@ def _found(options: argparse.Namespace) -> Fit:
 
     config = options.model if options.model.endswith(".json") else None
     return fit_setup(setup, gpu, both=engine == "both", config=config, target_batch=target, **traced)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise InputError(Problem("--time-limit", f"is a number of seconds above 0, not {quote(text)}", ["60"]))
-    return seconds
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

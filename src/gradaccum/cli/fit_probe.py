@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from gradaccum.cli.options import Once
+from gradaccum.cli.options import Once, seconds_of
 from gradaccum.errors import InputError, MissingExtraError, Problem
-from gradaccum.units import quote, read_bytes, read_count
+from gradaccum.units import read_bytes, read_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     if "memory_limit" in given:
         found["memory_limit"] = read_bytes(options.memory_limit, "--memory-limit", 1)
     if "timeout" in given:
-        found["timeout"] = _seconds(options.timeout)
+        found["timeout"] = seconds_of(options.timeout, "--timeout", "600")
     return {**found, **{name: getattr(options, name) for name in ("pick", "device") if name in given}}
 
 
@@ -103,13 +103,3 @@ def _print_trial(trial: Any) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise InputError(Problem("--timeout", f"is a number of seconds above 0, not {quote(text)}", ["600"]))
-    return seconds

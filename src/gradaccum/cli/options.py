@@ -8,6 +8,7 @@ import sys
 from gradaccum.cli.terminal import columns
 from gradaccum.core.fields import BY_NAME, FIELDS, NAME_OF, Field
 from gradaccum.errors import InputError, Problem, nearest_words
+from gradaccum.units import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +111,17 @@ def inputs_of(options: argparse.Namespace) -> Mapping[str, object]:
     if missing:
         print(f"{run.name} publishes no {' and no '.join(missing)}: add what you have", file=sys.stderr)
     return over_preset(run.inputs(), inputs)
+
+
+def seconds_of(text: str, flag: str, near: str) -> float:
+    """The seconds above 0 that a flag is given. near: a usual number. Raises InputError for what is none."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(Problem(flag, f"is a number of seconds above 0, not {quote(text)}", [near]))
+    return seconds
 
 
 def echo_preset(options: argparse.Namespace) -> None:

@@ -144,9 +144,21 @@ def _largest(at: Callable[[int], Memory], needed: Callable[[Memory], int]) -> in
         memory = at(micro_batch)
         return needed(memory) <= memory.capacity_bytes
 
-    below, above = 0, 1
-    while above <= LARGEST and holds(above):
-        below, above = above, 2 * above
+    return search(holds, 1, LARGEST)
+
+
+def search(holds: Callable[[int], bool], start: int, most: int) -> int:
+    """The largest micro-batch up to `most` that `holds`, looked for from `start` on in growing strides; 0 for none."""
+    below, above, stride = 0, most + 1, 1
+    here = start
+    while below < here < above:
+        if holds(here):
+            below, here = here, here + stride
+        else:
+            above, here = here, here - stride
+        if below and above <= most:
+            break
+        stride *= 2
     while above - below > 1:
         middle = (below + above) // 2
         if holds(middle):

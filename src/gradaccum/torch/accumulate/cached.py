@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gradaccum.torch.accumulate.errors import AccumulationError
-from gradaccum.torch.accumulate.sums import HALF
+from gradaccum.torch.accumulate.sums import checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,9 +62,7 @@ def run_cached(
     sizes = [[each.shape[0] for each in leaves] for leaves, _ in found]
     whole = [torch.cat(parts).requires_grad_() for parts in zip(*[leaves for leaves, _ in found], strict=True)]
     loss, weight = loss_of(tree_unflatten(whole, shape))
-    if loss.dim():
-        raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
-    loss = loss.float() if loss.dtype in HALF else loss
+    loss = checked(loss)
     loss.backward(gradient=group.seed(loss, weight))
     parts = [
         torch.zeros_like(each).split(lengths) if each.grad is None else each.grad.split(lengths)

@@ -10,7 +10,7 @@ import torch
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import AccumulationError
-from gradaccum.torch.accumulate.sums import HALF, Sums, precise
+from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
 
@@ -70,29 +70,23 @@ class Group:
         """Backward pass of a summed loss. weight: what it sums over (tokens, samples), 0 or more; a tensor stays where
         it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer.
         """
-        self._check_answer(loss_sum)
-        if self._state.leaves_out and not _is_finite(loss_sum):
-            self.skip()
-            return
-        loss = loss_sum.float() if loss_sum.dtype in HALF else loss_sum
-        seed = self.seed(loss, weight)
-        loss.backward(gradient=seed)
-        self.sums.answered(self._samples, counted=True)
-        self.sums.add(loss.detach(), weight)
-        if self._witness is None:
-            self._after_first(seed, weight)
+        self._go_back(loss_sum, weight, False)
 
     def backward_mean(self, loss: torch.Tensor, weight: Number) -> None:
         """The same for a mean loss. weight: what it is the mean of."""
-        self._check_answer(loss)
-        if self._state.leaves_out and not _is_finite(loss):
+        self._go_back(loss, weight, True)
+
+    def _go_back(self, loss: torch.Tensor, weight: Number, mean: bool) -> None:
+        self._check_answer()
+        self._check_kept()
+        loss = checked(loss)
+        if self._state.leaves_out and not bool(torch.isfinite(loss.detach())):
             self.skip()
             return
-        loss = loss.float() if loss.dtype in HALF else loss
         seed = self.seed(loss, weight)
-        loss.backward(gradient=seed * weight)
+        loss.backward(gradient=seed * weight if mean else seed)
         self.sums.answered(self._samples, counted=True)
-        self.sums.add(loss.detach() * weight, weight)
+        self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
         if self._witness is None:
             self._after_first(seed, weight)
 
@@ -101,7 +95,7 @@ class Group:
 
         Raises AccumulationError where its backward pass would have carried the reduction.
         """
-        self._check_answer(None)
+        self._check_answer()
         reduces = self._source.mode == "every" or (self._source.mode == "last" and self._last)
         if self._state.sync.needs_the_end() and not self._state.sync.sharded and reduces:
             raise AccumulationError(
@@ -149,18 +143,11 @@ class Group:
         self._state.sync.restore()
         self.sums.answered(self._source.count(batch), counted=True)
 
-    def _check_answer(self, loss: torch.Tensor | None) -> None:
+    def _check_answer(self) -> None:
         if not self.sums.waiting:
             raise AccumulationError(
                 "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
             )
-        if loss is None:
-            return
-        self._check_kept()
-        if not isinstance(loss, torch.Tensor):
-            raise AccumulationError(f"a loss is a tensor that a backward pass can start from, not {loss!r}")
-        if loss.dim():
-            raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
 
     def _check_kept(self) -> None:
         """A gradient that this group has begun has to be there still."""
@@ -332,10 +319,6 @@ class Group:
             grad_norm=grad_norm,
             noise_scale=noise,
         )
-
-
-def _is_finite(loss: torch.Tensor) -> bool:
-    return bool(torch.isfinite(loss.detach()))
 
 
 def _versions(state: State) -> list[int] | None:

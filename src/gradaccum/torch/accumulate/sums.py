@@ -7,9 +7,23 @@ from typing import TypeAlias
 
 import torch
 
+from gradaccum.torch.accumulate.errors import AccumulationError
+
 Number: TypeAlias = int | float | torch.Tensor
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+def checked(loss: torch.Tensor) -> torch.Tensor:
+    """A loss that a backward pass can start from, in fp32 at least, where 1 / weight does not vanish.
+
+    Raises AccumulationError where it is no tensor of one number.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise AccumulationError(f"a loss is a tensor that a backward pass can start from, not {loss!r}")
+    if loss.dim():
+        raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
+    return loss.float() if loss.dtype in HALF else loss
 
 
 @dataclass

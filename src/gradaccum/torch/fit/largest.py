@@ -19,7 +19,7 @@ from gradaccum.memory.allocator import ties_of
 from gradaccum.memory.allocator_settings import Settings
 from gradaccum.memory.answer import Engine, Fit, Memory, Step
 from gradaccum.memory.evidence import CLOSED_FORM, TRACE, evidence, evidence_of_own
-from gradaccum.memory.fit import along, memory_of, with_steps
+from gradaccum.memory.fit import along, memory_of, search, with_steps
 from gradaccum.memory.fit import fit as closed_form
 from gradaccum.memory.remarks import remarks
 from gradaccum.memory.trace_remarks import trace_remarks
@@ -150,9 +150,9 @@ def _find(traces: Traces, replays: Replays) -> int:
                 "model", f"takes the same memory at micro-batches 2 and {guess:,}: it makes no use of the micro-batch"
             )
         )
-    largest = search(holds, guess)
+    largest = search(holds, guess, LARGEST)
     traces.record(max(1, largest))
-    return search(holds, max(1, largest))
+    return search(holds, max(1, largest), LARGEST)
 
 
 def _sizes(trace: Trace) -> list[int]:
@@ -179,27 +179,6 @@ def _fixed(trace: Trace) -> Iterator[int]:
         elif block.kind == ev.GRADIENT and block.name not in names:
             names.add(block.name)
             yield block.bytes
-
-
-def search(holds: Callable[[int], bool], start: int) -> int:
-    """The largest micro-batch that `holds`, at most LARGEST, looked for from `start` on in growing strides."""
-    below, above, stride = 0, LARGEST + 1, 1
-    here = start
-    while below < here < above:
-        if holds(here):
-            below, here = here, here + stride
-        else:
-            above, here = here, here - stride
-        if below and above <= LARGEST:
-            break
-        stride *= 2
-    while above - below > 1:
-        middle = (below + above) // 2
-        if holds(middle):
-            below = middle
-        else:
-            above = middle
-    return below
 
 
 class _Recording:
@@ -325,7 +304,7 @@ def _bounded(replays: Replays, largest: int, needed: Callable[[Memory], int]) ->
         memory = replays.memory(micro_batch)
         return needed(memory) <= memory.capacity_bytes
 
-    return search(holds, max(1, largest))
+    return search(holds, max(1, largest), LARGEST)
 
 
 def _other(setup: Setup, gpu: Gpu, micro_batch: int) -> Engine:
