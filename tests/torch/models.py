@@ -156,3 +156,12 @@ def with_lora(module: nn.Module, rank: int = 4) -> nn.Module:
         if isinstance(each, SelfAttention):
             each.query, each.value = Lora(each.query, rank), Lora(each.value, rank)
     return module
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(WIDTH, 24, batch_first=True)
+
+    def forward(self, x: Any) -> Any:
+        return self.lstm(x)[0]

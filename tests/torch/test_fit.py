@@ -21,7 +21,7 @@ from gradaccum.torch.fit.largest import LARGEST
 from gradaccum.torch.fit.traces import Traces
 from gradaccum.torch.trace import Job, Trace, TraceError, cuda, record, replay
 from tests.torch.cpu_steps import LENGTH, WIDTH, WORDS, Block, Language, dense, job, words
-from tests.torch.models import CHANNELS, IMAGE, BertLike, ResNetLike, UNetLike, VitLike, with_lora
+from tests.torch.models import CHANNELS, IMAGE, BertLike, Recurrent, ResNetLike, UNetLike, VitLike, with_lora
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -327,14 +327,6 @@ def test_a_transposed_convolution_unfolds_its_result():
 
 
 def test_recurrent_layers_may_keep_as_much_again():
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lstm = nn.LSTM(WIDTH, 24, batch_first=True)
-
-        def forward(self, x: Any) -> Any:
-            return self.lstm(x)[0]
-
     found = gradaccum.fit(model=Recurrent(), batch=torch.zeros(4, 3, WIDTH), loss=lambda y: y.mean(), gpu=room(60))
     (reserve,) = [each for each in found.memory.outside if each.name.startswith("reserve")]
     lines = {line.name: line.bytes for line in found.memory.ledger}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SCALARS = 64
 """Bytes by which a count of tensors and the profiler may differ: scalars that no operator shows."""
@@ -38,15 +38,6 @@ def mlp() -> nn.Module:
 small = dense(mlp)
 language = words(lambda: Language(tied=True))
 heavy_update = dense(lambda: nn.Sequential(nn.Linear(WIDTH, 1024), nn.Linear(1024, WIDTH)))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Some kernels of the CPU ask for a buffer for each thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -15,17 +15,9 @@ from gradaccum.errors import InputError
 from gradaccum.torch import find_micro_batch
 from gradaccum.torch.probe import Found
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FEATURES = 32
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Model(nn.Module):

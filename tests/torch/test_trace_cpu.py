@@ -31,11 +31,14 @@ from tests.torch.cpu_steps import (
     without_buffers,
     words,
 )
+from tests.torch.models import Recurrent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from gradaccum.torch.trace import Job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SGD, MOMENTUM = torch.optim.SGD, lambda parameters: torch.optim.SGD(parameters, momentum=0.9)
 
@@ -113,15 +116,6 @@ class Image(nn.Module):
         return self.convolution(x).relu()
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(WIDTH, 24, batch_first=True)
-
-    def forward(self, x: Any) -> Any:
-        return self.lstm(x)[0]
-
-
 GAPS: dict[str, tuple[Callable[[int], Job], float, str]] = {
     "attention alone": (
         dense(lambda: Attention("sdpa")),
@@ -137,14 +131,6 @@ GAPS: dict[str, tuple[Callable[[int], Job], float, str]] = {
     "LSTM": (dense(Recurrent), 0.5, "mkldnn_rnn_layer keeps a workspace; the meta device unrolls the steps"),
 }
 """Steps that a trace does not follow to the byte on a CPU: the share of the peak that it finds, and what hides."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

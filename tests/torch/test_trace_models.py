@@ -27,7 +27,9 @@ from tests.torch.cpu_steps import (
 from tests.torch.models import CHANNELS, IMAGE, BertLike, ResNetLike, UNetLike, VitLike, with_lora
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MICRO_BATCH = 3
 
@@ -68,14 +70,6 @@ CONVOLUTIONAL: dict[str, tuple[Callable[[int], Job], float]] = {
     "UNet-like": (diffusion, 0.89),
 }
 """The share of the peak that the trace finds: mkldnn_convolution packs its operands, and keeps them in its backward."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def both(build: Callable[[int], Job]) -> tuple[list[list[int]], list[list[int]]]:

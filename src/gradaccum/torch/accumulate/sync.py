@@ -52,7 +52,8 @@ class Sync:
     ) -> None:
         self.models = models
         self.kind = _kind_of(models)
-        self.process_group = process_group if process_group is not None else _group_of(models[0], self.kind)
+        self._param_groups = [each for model in models for each in _param_groups(model)]
+        self.process_group = process_group if process_group is not None else self._group_of_wrapper()
         self.world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
         self.rank = 0 if self.process_group is None else dist.get_rank(self.process_group)
         self.sharded = self.kind in ("fsdp2", "hsdp")
@@ -60,12 +61,25 @@ class Sync:
         self.mode = self._resolved(reduce, buffered)
         self._before: list[tuple[Any, str, bool]] = []
 
+    def _group_of_wrapper(self) -> dist.ProcessGroup | None:
+        """The data-parallel ranks, as the wrapper knows them."""
+        if self.kind == "plain":
+            return None
+        if self.kind == "ddp":
+            found: dist.ProcessGroup = self.models[0].process_group
+            return found
+        info = self._param_groups[0].mesh_info
+        group: dist.ProcessGroup = (
+            info.shard_process_group if self.kind == "fsdp2" else info.mesh._flatten().get_group()
+        )
+        return group
+
     @property
     def shape(self) -> tuple[int, int]:
         """Over how many ranks gradients are sharded, and how many copies of the shards there are."""
         if not self.sharded:
             return 1, self.world
-        shards = int(_param_groups(self.models[0])[0].mesh_info.shard_mesh_size)
+        shards = int(self._param_groups[0].mesh_info.shard_mesh_size)
         return shards, self.world // shards
 
     @property
@@ -122,15 +136,13 @@ class Sync:
         if self.kind == "plain":
             return
         scatter = mode in ("every", "hybrid") or (mode == "last" and last)
-        for model in self.models:
-            if self.kind == "ddp":
-                self._flag(model, "require_backward_grad_sync", scatter)
-                if mode == "after":
-                    self._flag(model, "require_forward_param_sync", False)  # buffers: a rank may have no forward pass
-                continue
-            for params in _param_groups(model):
-                self._flag(params, "reduce_grads", scatter)
-                self._flag(params, "all_reduce_grads", mode == "every" or (scatter and last))
+        for model in self.models if self.kind == "ddp" else ():
+            self._flag(model, "require_backward_grad_sync", scatter)
+            if mode == "after":
+                self._flag(model, "require_forward_param_sync", False)  # buffers: a rank may have no forward pass
+        for params in self._param_groups:
+            self._flag(params, "reduce_grads", scatter)
+            self._flag(params, "all_reduce_grads", mode == "every" or (scatter and last))
 
     def restore(self) -> None:
         """Every flag as it was before the first `set`."""
@@ -214,20 +226,6 @@ def _param_groups(model: torch.nn.Module) -> list[Any]:
                 several = [state._fsdp_param_group] if state._fsdp_param_group is not None else []
             found += several
     return found
-
-
-def _group_of(model: torch.nn.Module, kind: str) -> dist.ProcessGroup | None:
-    if kind == "ddp":
-        group: dist.ProcessGroup = model.process_group
-        return group
-    if kind == "plain":
-        return None
-    info = _param_groups(model)[0].mesh_info
-    if kind == "fsdp2":
-        shards: dist.ProcessGroup = info.shard_process_group
-        return shards
-    both: dist.ProcessGroup = info.mesh._flatten().get_group()
-    return both
 
 
 def _buckets(gradients: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
