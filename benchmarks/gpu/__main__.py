@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu import allocator_programs
-from benchmarks.gpu.memory_truth import LEAST_SECONDS, Store, find_device, measure_all, measured
+from benchmarks.gpu.memory_truth import LEAST_SECONDS, Store, add_arguments, find_device, measure_all, measured
 from gradaccum.memory.allocator import ties_of
 
 if TYPE_CHECKING:
@@ -49,10 +48,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="What only a GPU can say.")
     parser.add_argument("part", choices=["all", *PARTS], help="which part; `all` is one after the other")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the folder of the results; an earlier one is gone on with"
-    )
-    parser.add_argument("--minutes", type=float, default=8, help="when to stop (default 8)")
+    add_arguments(parser)
     asked = parser.parse_args(given)
     until = time.monotonic() + 60 * asked.minutes
     found = find_device()

@@ -190,13 +190,18 @@ def find_device() -> tuple[Processes, dict[str, Any]] | None:
     return None
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Measure for some minutes."""
-    parser = argparse.ArgumentParser(description="The memory that training steps take on a CUDA device.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the results are kept, and how long to go on."""
     parser.add_argument(
         "--out", type=Path, required=True, help="the folder of the results; an earlier one is gone on with"
     )
     parser.add_argument("--minutes", type=float, default=8, help="when to stop (default 8)")
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure for some minutes."""
+    parser = argparse.ArgumentParser(description="The memory that training steps take on a CUDA device.")
+    add_arguments(parser)
     parser.add_argument("--only", default="", help="only cases and boundaries with this text in their names")
     asked = parser.parse_args(given)
     until = time.monotonic() + 60 * asked.minutes
