@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import pytest
+
 import gradaccum
+import gradaccum.torch
 
-PUBLIC = """
-    Choice Finding Fit Gpu GradaccumError InputError Model Neighbour Plan Problem PublishedRun Request Row
-    find_gpu find_model find_run fit plan published_runs table training_loop
-""".split()
+PUBLIC = {
+    gradaccum: """
+        Choice Finding Fit Gpu GradaccumError InputError Model Neighbour Plan Problem PublishedRun Request Row
+        find_gpu find_model find_run fit plan published_runs table training_loop
+    """.split(),
+    gradaccum.torch: "AccumulationError Accumulator Ramp ResumableBatches Update find_micro_batch".split(),
+}
+
+each_package = pytest.mark.parametrize("package", PUBLIC, ids=lambda package: package.__name__)
 
 
-def test_the_public_names_are_these():
-    assert sorted(gradaccum.__all__) == sorted(PUBLIC)
+@each_package
+def test_the_public_names_are_these(package):
+    assert sorted(package.__all__) == sorted(PUBLIC[package])
 
 
-def test_each_resolves_and_says_what_it_is():
-    undocumented = [name for name in PUBLIC if not getattr(gradaccum, name).__doc__]
+@pytest.mark.parametrize(
+    "package", [gradaccum, pytest.param(gradaccum.torch, marks=pytest.mark.slow)], ids=lambda package: package.__name__
+)
+def test_each_resolves_and_says_what_it_is(package):
+    undocumented = [name for name in PUBLIC[package] if not getattr(package, name).__doc__]
     assert undocumented == []
 
 
-def test_dir_lists_each():
-    assert set(PUBLIC) <= set(dir(gradaccum))
+@each_package
+def test_dir_lists_each(package):
+    assert set(PUBLIC[package]) <= set(dir(package))
 
 
-def test_an_unknown_name_is_an_attribute_error():
-    assert not hasattr(gradaccum, "no_such_name")
+@each_package
+def test_an_unknown_name_is_an_attribute_error(package):
+    assert not hasattr(package, "no_such_name")
