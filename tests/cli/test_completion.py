@@ -8,6 +8,8 @@ import subprocess
 import pytest
 
 from gradaccum.cli import main
+from gradaccum.cli.commands import COMMANDS
+from gradaccum.cli.completion import parsers
 
 
 def script(capsys, shell: str) -> str:
@@ -26,7 +28,7 @@ def shell_says(shell: str, text: str) -> str:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["gradaccum", ""], {"plan", "table", "serve", "completion", "--micro-batch"}),
+        (["gradaccum", ""], {"plan", "table", "fit", "serve", "completion", "--micro-batch"}),
         (["gradaccum", "pl"], {"plan"}),
         (["gradaccum", "plan", "--mic"], {"--micro-batch"}),
         (["gradaccum", "--mic"], {"--micro-batch"}),
@@ -34,6 +36,9 @@ def shell_says(shell: str, text: str) -> str:
         (["gradaccum", "plan", "--preset", "bloom-176b-"], {"bloom-176b-gbs784"}),
         (["gradaccum", "plan", "--loop", "dd"], {"ddp"}),
         (["gradaccum", "serve", "--po"], {"--port"}),
+        (["gradaccum", "fit", "--check"], {"--checkpointing"}),
+        (["gradaccum", "fit", "--gpu", "rtx-40"], {"rtx-4090-24gb"}),
+        (["gradaccum", "fit", "--model", "llama-3.1"], {"llama-3.1-8b", "llama-3.1-70b"}),
         (["gradaccum", "completion", ""], {"bash", "zsh", "fish"}),
     ],
 )
@@ -48,6 +53,18 @@ def test_bash(capsys, words, expected):
 
 
 @pytest.mark.parametrize(
+    ("command", "expected"), [("plan", {"fp32", "bf16", "fp16"}), ("table", set()), ("fit", {"auto", "fp32"})]
+)
+def test_one_option_has_other_words_by_command(capsys, command, expected):
+    words = f"gradaccum {command} --gradient-dtype ''"
+    text = script(capsys, "bash") + f'\nCOMP_WORDS=({words}); COMP_CWORD=3; _gradaccum; echo "${{COMPREPLY[@]}}"\n'
+    offered = {word for word in shell_says("bash", text).split() if not word.startswith("-")}
+    assert offered == expected
+    fish = script(capsys, "fish") + f"\ncomplete -C 'gradaccum {command} --gradient-dtype '\n"
+    assert {row for row in shell_says("fish", fish).split() if row in {"fp32", "bf16", "fp16", "auto"}} == expected
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("gradaccum pl", {"plan"}),
@@ -56,6 +73,8 @@ def test_bash(capsys, words, expected):
         ("gradaccum plan --rounding ", {"round", "ceil", "floor", "exact"}),
         ("gradaccum completion ", {"bash", "zsh", "fish"}),
         ("gradaccum plan --preset bloom-176b-", {"bloom-176b-gbs784"}),
+        ("gradaccum fit --strategy zero", {"zero1", "zero2", "zero3"}),
+        ("gradaccum fit --pick ", {"throughput", "largest"}),
     ],
 )
 def test_fish(capsys, line, expected):
@@ -72,6 +91,7 @@ def test_fish(capsys, line, expected):
         ("gradaccum plan --micro\t", "gradaccum plan --micro-batch"),
         ("gradaccum plan --rounding ex\t", "gradaccum plan --rounding exact"),
         ("gradaccum completion fi\t", "gradaccum completion fish"),
+        ("gradaccum fit --checkpointing sel\t", "gradaccum fit --checkpointing selective"),
     ],
 )
 def test_zsh(capsys, tmp_path, line, expected):
@@ -110,6 +130,10 @@ def test_zsh(capsys, tmp_path, line, expected):
         os.kill(child, 9)
         os.close(terminal)
         os.waitpid(child, 0)
+
+
+def test_no_command_is_left_out():
+    assert set(parsers()) == set(COMMANDS)
 
 
 def test_a_shell_has_to_be_named(capsys):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradaccum.cli import main
-from gradaccum.torch.probe import Found, Pair, Trial, find_micro_batch
+from gradaccum.cli import fit_probe, main
+from gradaccum.torch.probe import Found, Pair, Trial, find, find_micro_batch
 from gradaccum.torch.probe.ranks import torchrun
 
 PAIRS = (Pair(16, 4, 64, 0, 1234.5), Pair(8, 8, 64, 0, 1300.0), Pair(4, 16, 64, 0))
@@ -112,6 +112,10 @@ def test_nothing_and_only_the_nearest(capsys: Any, asked: dict[str, Any]):
 def test_what_is_wrong_is_said(capsys: Any, flags: list[str], message: str):
     assert main(["fit", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_words_of_pick_are_the_search_s():
+    assert fit_probe.PICKS == find.PICKS
 
 
 def test_without_torch(capsys: Any, monkeypatch: pytest.MonkeyPatch):

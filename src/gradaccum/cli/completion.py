@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradaccum.cli import plan, serve, site, table
+from gradaccum.cli import fit, plan, serve, site, table
 from gradaccum.cli.commands import COMMANDS
 from gradaccum.cli.options import Parser, new_parser, parse
 from gradaccum.core.fields import BY_NAME
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def parsers() -> dict[str, Parser]:
     """Every command's parser, by name."""
-    commands = {"plan": plan, "table": table, "serve": serve, "site": site}
+    commands = {"plan": plan, "table": table, "fit": fit, "serve": serve, "site": site}
     return {**{name: module.parser() for name, module in commands.items()}, "completion": parser()}
 
 
@@ -49,8 +49,10 @@ def _commands() -> dict[str, list[argparse.Action]]:
     return {**options, "": options["plan"]}
 
 
-def _words(action: argparse.Action) -> tuple[str, ...]:
-    """What can stand behind the option, where that is known."""
+def _words(command: str, action: argparse.Action) -> tuple[str, ...]:
+    """What can stand behind the option, where that is known; `--gradient-dtype` takes other words by command."""
+    if command == "fit":
+        return _words_of_fit(action.dest)
     if action.dest == "preset":
         from gradaccum.catalog.runs import published_runs
 
@@ -66,6 +68,17 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
     return BY_NAME[action.dest].choices if action.dest in BY_NAME else ()
 
 
+def _words_of_fit(name: str) -> tuple[str, ...]:
+    from gradaccum.catalog.gpus import gpus
+    from gradaccum.catalog.models import models
+    from gradaccum.cli.fit_probe import PICKS
+    from gradaccum.memory.engines import ENGINES
+    from gradaccum.memory.setup import CHOICES
+
+    own = {"model": [each.id for each in models()], "gpu": [each.id for each in gpus()], "engine": ENGINES}
+    return tuple({**CHOICES, **own, "pick": PICKS, "device": ("cpu", "cuda")}.get(name, ()))
+
+
 def _takes_value(action: argparse.Action) -> bool:
     return action.nargs != 0
 
@@ -75,32 +88,24 @@ def _help(action: argparse.Action) -> str:
 
 
 def _bash(commands: dict[str, list[argparse.Action]]) -> str:
-    names = [name for name in commands if name]
-    flags = "\n".join(
-        f"        {name or '*'}) words='{' '.join(flag for action in options for flag in action.option_strings)}' ;;"
-        for name, options in commands.items()
-    )
-    values = {
-        "|".join(action.option_strings): " ".join(_words(action))
-        for options in commands.values()
-        for action in options
-        if _words(action)
-    }
-    cases = "\n".join(f"        {pattern}) words='{words}' ;;" for pattern, words in values.items())
+    def case(name: str, options: list[argparse.Action]) -> str:
+        flags = " ".join(flag for action in options for flag in action.option_strings)
+        values = {"|".join(action.option_strings): " ".join(_words(name, action)) for action in options}
+        cases = "".join(f"\n                {flag}) words='{words}' ;;" for flag, words in values.items() if words)
+        behind = f"\n            case $previous in{cases}\n            esac" if cases else ""
+        return f"        {name or '*'}) words='{flags}'{behind} ;;"
+
+    names = " ".join(name for name in commands if name)
+    cases = "\n".join(case(name, options) for name, options in commands.items())
     return f"""\
 # gradaccum: completion for bash
 _gradaccum() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=''
-    case $previous in
+    case ${{COMP_WORDS[1]}} in
 {cases}
     esac
-    if [[ -z $words ]]; then
-        case ${{COMP_WORDS[1]}} in
-{flags}
-        esac
-        if [[ $COMP_CWORD == 1 ]]; then words="{" ".join(names)} $words"; fi
-        if [[ ${{COMP_WORDS[1]}} == completion && $COMP_CWORD == 2 ]]; then words='bash zsh fish'; fi
-    fi
+    if [[ $COMP_CWORD == 1 ]]; then words="{names} $words"; fi
+    if [[ ${{COMP_WORDS[1]}} == completion && $COMP_CWORD == 2 ]]; then words='bash zsh fish'; fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }}
 complete -F _gradaccum gradaccum
@@ -108,12 +113,12 @@ complete -F _gradaccum gradaccum
 
 
 def _zsh(commands: dict[str, list[argparse.Action]]) -> str:
-    def argument(action: argparse.Action) -> str:
+    def argument(command: str, action: argparse.Action) -> str:
         flags = action.option_strings
         names = f"'({' '.join(flags)})'{{{','.join(flags)}}}" if len(flags) > 1 else f"'{flags[0]}'"
         value = ""
         if _takes_value(action):
-            words = " ".join(_words(action))
+            words = " ".join(_words(command, action))
             optional = "::" if action.nargs == "?" else ":"
             value = f"{optional}value:" + (f"({words})" if words else " ")
         return f"{names}'[{_zsh_text(_help(action))}]{value}'"
@@ -121,7 +126,7 @@ def _zsh(commands: dict[str, list[argparse.Action]]) -> str:
     cases = "\n".join(
         f"        {name or '*'}) _arguments -s "
         + (" '1:shell:(bash zsh fish)' " if name == "completion" else "")
-        + " ".join(argument(action) for action in options)
+        + " ".join(argument(name, action) for action in options)
         + " ;;"
         for name, options in commands.items()
     )
@@ -162,7 +167,7 @@ def _fish(commands: dict[str, list[argparse.Action]]) -> str:
         seen = f"__fish_seen_subcommand_from {name}" if name else f"not __fish_seen_subcommand_from {names}"
         for action in options:
             flags = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in action.option_strings)
-            words = _words(action)
+            words = _words(name, action)
             value = (f" -x -a '{' '.join(words)}'" if words else " -x") if _takes_value(action) else ""
             if action.nargs == "?":
                 value = value.replace(" -x", "")

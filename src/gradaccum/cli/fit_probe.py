@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
+PICKS = ("throughput", "largest")
+
 OPTIONS = {
     "memory_limit": ("BYTES", "what a trial may take, such as 20GiB (default: what is free)"),
     "pick": ("WORD", "throughput, the most samples per second, or largest (default: throughput)"),
