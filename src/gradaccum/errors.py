@@ -25,14 +25,16 @@ class Problem:
     field: the name of the input (`micro_batch`), or "" where several together are wrong.
     message: what and why, in one or two sentences, with the person's own numbers.
     nearest: valid values close to what was meant, as text that can be typed; may be empty.
+    verbatim: the message quotes words of the person's own program, so that no face may put names in its own spelling.
     """
 
-    __slots__ = ("field", "message", "nearest")
+    __slots__ = ("field", "message", "nearest", "verbatim")
 
-    def __init__(self, field: str, message: str, nearest: Iterable[str] = ()) -> None:
+    def __init__(self, field: str, message: str, nearest: Iterable[str] = (), verbatim: bool = False) -> None:
         self.field = field
         self.message = message
         self.nearest = tuple(nearest)
+        self.verbatim = verbatim
 
     def __str__(self) -> str:
         """`micro_batch: must be at least 1, not 0; nearest: 1`"""

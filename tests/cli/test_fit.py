@@ -17,6 +17,9 @@ def build(micro_batch):
 
 def fails(micro_batch):
     raise FileNotFoundError("data.bin")
+
+def quotes(micro_batch):
+    raise ValueError("num_gpus and micro_batch of my own")
 """
 
 
@@ -80,6 +83,8 @@ def test_a_step_of_ones_own_is_traced(capsys):
     ("flags", "message"),
     [
         (["own_step:fails"], "fails() raised FileNotFoundError: data.bin (own_step.py, line 7)"),
+        (["own_step:quotes"], "--model quotes() raised ValueError: num_gpus and micro_batch of my own (own_step.py"),
+        (["own_step:build", "-s", "64"], "--sequence-length build() decides this itself, as it has no parameter `seq"),
         (["own_step:bild"], "has no function 'bild' in the module own_step; nearest: own_step:build"),
         (["no_step:build"], "names a module that is not found from here: 'no_step'"),
         (["own_step:build", "--engine", "both"], "the closed form knows named models and config.json alone"),
@@ -106,10 +111,11 @@ def test_mistakes_in_a_step_of_ones_own_are_said(capsys, flags, message):
         (["--model", "gpt2", "--gpu", "rtx 409"], "rtx"),
         (
             ["--model", "gpt2", "--gpu", "t4", "--dtype", "fp8"],
-            "dtype is one of bf16, fp16, fp32, bf16-mixed, fp16-mixed",
+            "--dtype is one of bf16, fp16, fp32, bf16-mixed, fp16-mixed",
         ),
         (["--model", "gpt2", "--gpu", "t4", "-s", "-4"], "must be at least 1, not -4"),
         (["--model", "none.json", "--gpu", "t4"], "none.json"),
+        (["--model", "gpt2", "--gpu", "t4", "--shard-size", "2"], "--shard-size belongs to hsdp"),
     ],
 )
 def test_mistakes_are_said(capsys, flags, message):

@@ -50,6 +50,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "train_apart.py"
     path.write_text(textwrap.dedent(TRAIN))
+    (tmp_path / "train_apart_opens.py").write_text("raise ValueError('num_gpus of my own')\n")
     return path
 
 
@@ -164,6 +165,7 @@ def _runs(process: int) -> bool:
     [
         ("train_apart:nothing", InputError, "build: has no function 'nothing' in the module train_apart"),
         ("train_apart:fixed", InputError, "build: train_apart:fixed takes no micro-batch"),
+        ("train_apart_opens.py:build", InputError, "raised ValueError: num_gpus of my own"),
         ("train_apart:wrong", ProbeError, "micro-batch 1: RuntimeError: mat1 and mat2 shapes"),
     ],
 )
@@ -186,6 +188,8 @@ def test_the_far_side_writes_its_result(
     with pytest.raises(error) as caught:
         tries(build=build).attempt(1)
     assert said in str(caught.value)
+    quotes = "raised" in said  # the words of the person's own program, which nobody may rewrite
+    assert [each.verbatim for each in getattr(caught.value, "problems", [])] in ([quotes], [])
 
 
 def test_a_trial_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch):

@@ -21,9 +21,6 @@ gradaccum table -m 1..16 -g 8,16 -t 512    # every micro-batch up to 16, on 8 an
 gradaccum serve --open                     # the same, live in a browser
 """
 
-OWN_FLAGS = ("preset", "loop", "weighting")
-"""Flags that are no inputs, and can be wrong too."""
-
 CLOSED_PIPE = 141
 """What a shell reports for a program that a closed pipe ended (128 + SIGPIPE)."""
 
@@ -38,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _flush_quietly()
         for problem in error.problems:
-            print(f"gradaccum: {_with_flag(problem)}", file=sys.stderr)
+            print(f"gradaccum: {_with_flag(problem, argv)}", file=sys.stderr)
         return 2
     except GradaccumError as error:
         print(f"gradaccum: {error}", file=sys.stderr)
@@ -100,15 +97,21 @@ def _help() -> str:
     )
 
 
-def _with_flag(problem: Problem) -> str:
+def _with_flag(problem: Problem, argv: list[str]) -> str:
     """The problem in the words of the command line: `--micro-batch must be ...`, long suggestions below it."""
     import re
 
     from gradaccum.core.fields import BY_NAME
 
-    flags = {**{name: spec.flag for name, spec in BY_NAME.items()}, **{name: f"--{name}" for name in OWN_FLAGS}}
-    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
-    message = named.sub(lambda match: flags[match.group()], problem.message)
+    options = _module(argv[0] if argv and argv[0] in COMMANDS else "plan").parser()._actions
+    own = {each.dest: max(each.option_strings, key=len) for each in options if each.option_strings}
+    flags = {**own, **{name: spec.flag for name, spec in BY_NAME.items()}}
+    # A command's own names are rewritten in a sentence where they can be no English word.
+    names = {*BY_NAME, *[name for name in own if "_" in name]}
+    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(names, key=len, reverse=True)) + r")\b(?! x )")
+    message = problem.message
+    if not problem.verbatim:
+        message = named.sub(lambda match: flags[match.group()], message)
     nearest = [named.sub(lambda match: flags[match.group()], each) for each in problem.nearest]
     head = flags.get(problem.field, problem.field)
     text = f"{head} {message}" if head else message

@@ -160,7 +160,7 @@ def _raised(what: str, error: BaseException, field: str) -> InputError:
     message = f"{what} raised {type(error).__name__}: {said}{where}"
     if "CUDA" in said and not torch.cuda.is_available():
         message += "; there is no GPU here: name no device, the default one is the right one"
-    return InputError(Problem(field, message))
+    return InputError(Problem(field, message, verbatim=True))
 
 
 def by_micro_batch(function: Callable[..., Any], options: Mapping[str, object]) -> tuple[Callable[[int], Any], bool]:
@@ -173,7 +173,8 @@ def by_micro_batch(function: Callable[..., Any], options: Mapping[str, object]) 
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     unknown = [name for name in options if name not in parameters and not takes_any]
     if unknown:
-        raise InputError(*[Problem(name, _own_decision(name, function), ["leave it out"]) for name in unknown])
+        said = [(name, _own_decision(name, function)) for name in unknown]
+        raise InputError(*[Problem(name, words, ["leave it out"], verbatim=True) for name, words in said])
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     first = next((each for each in parameters.values() if each.kind in positional), None)
     if "micro_batch" in parameters and parameters["micro_batch"].kind is not inspect.Parameter.POSITIONAL_ONLY:

@@ -30,7 +30,7 @@ def main(folder: str) -> None:
     try:
         result = do(task)
     except InputError as error:
-        result = {PROBLEMS: [each.to_dict() for each in error.problems]}
+        result = {PROBLEMS: [{**each.to_dict(), "verbatim": each.verbatim} for each in error.problems]}
     except Exception as error:
         traceback.print_exc()
         result = {ERROR: first_line(error) + line_of(error)}
