@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,30 @@ def test_a_function_may_return_each_of_three_things():
 def test_another_result_is_named():
     with pytest.raises(InputError, match=r"model: must return .* or a gradaccum\.torch\.trace\.Job, not None"):
         fitted(lambda micro_batch: None)
+
+
+def test_a_step_without_a_gradient_is_no_training():
+    def forward_only(micro_batch: int, update: Any = None) -> Job:
+        module, x = tiny(), torch.zeros(micro_batch, 4)
+        optimizer = torch.optim.AdamW(module.parameters())
+        return Job(module=module, optimizer=optimizer, step=lambda: module(x).mean(), update=update)
+
+    def by_hand(micro_batch: int) -> Job:
+        """An optimizer of its own, which no hook of torch's sees."""
+        job = forward_only(micro_batch)
+        module, x = job.module, torch.zeros(micro_batch, 4)
+
+        def update() -> None:
+            for each in module.parameters():
+                each.data.sub_(each.grad)
+                each.grad = None
+
+        return dataclasses.replace(job, step=lambda: module(x).mean().backward(), update=update)
+
+    for function in (forward_only, lambda micro_batch: forward_only(micro_batch, update=lambda: None)):
+        with pytest.raises(InputError, match=r"step: leaves no parameter of the optimizer a gradient.*backward\(\)"):
+            fitted(function)
+    assert fitted(by_hand).max_micro_batch > 4
 
 
 def test_a_function_is_handed_the_options_that_it_takes():

@@ -251,6 +251,30 @@ def test_what_a_step_raises_is_raised():
         find("elsewhere")
 
 
+def stepping(step: Callable[[nn.Module], object]) -> Job:
+    module = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return Job(module=module, optimizer=optimizer, step=lambda: step(module), update=lambda: None)
+
+
+def test_a_step_without_a_gradient_is_no_training():
+    x = torch.ones(2, 4)
+    for step in (lambda module: module(x).sum(), lambda module: (x * x).requires_grad_().sum().backward()):
+        with pytest.raises(InputError, match=r"step: leaves no parameter of the optimizer a gradient.*backward\(\)"):
+            run_trial(lambda step=step: stepping(step), HostMeter(10**9), 2, timed=False)
+
+    def in_backward(module: nn.Module) -> None:
+        """As an optimizer does that steps within the backward pass: no gradient is left behind."""
+        module(x).sum().backward()
+        module.zero_grad()
+
+    def by_hand(module: nn.Module) -> None:
+        module.weight.grad = torch.autograd.grad(module(x).sum(), module.weight)[0]
+
+    for step in (in_backward, by_hand):
+        assert run_trial(lambda step=step: stepping(step), HostMeter(10**9), 2, timed=False).ok
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 RETURNS = "(model, batch, loss), (model, optimizer, step) or a gradaccum.torch.trace.Job"
 
+NO_GRADIENT = Problem(
+    "step",
+    "leaves no parameter of the optimizer a gradient, so that nothing is trained: call backward() on the loss in it",
+)
+
 
 # The name
 

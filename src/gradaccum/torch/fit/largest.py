@@ -23,6 +23,7 @@ from gradaccum.memory.fit import along, memory_of, search, with_steps
 from gradaccum.memory.fit import fit as closed_form
 from gradaccum.memory.remarks import remarks
 from gradaccum.memory.trace_remarks import trace_remarks
+from gradaccum.torch.build import NO_GRADIENT
 from gradaccum.torch.fit.changes import changes
 from gradaccum.torch.fit.replays import Card, Replays
 from gradaccum.torch.fit.traces import Traces
@@ -186,12 +187,13 @@ class _Recording:
 
     def __init__(self, build: Callable[[int], Job], question: Question, begun: float) -> None:
         self.build, self.question, self.words, self.begun = build, question, "", begun
+        self.own_update = False
 
     def __call__(self, micro_batch: int) -> Trace:
         major, _, minor = self.question.capability.partition(".")
         try:
             with self._in_time(micro_batch):
-                return record(
+                trace = record(
                     self._built,
                     micro_batch,
                     device=cuda((int(major), int(minor))),
@@ -201,9 +203,19 @@ class _Recording:
             if isinstance(error.__cause__, (OutOfTime, InputError)):
                 raise error.__cause__ from None
             raise
+        if not self._trains(trace):
+            raise InputError(NO_GRADIENT)
+        return trace
+
+    def _trains(self, trace: Trace) -> bool:
+        """Whether gradients were seen at an optimizer's step, or where an update of its own may have none, made."""
+        if any(block.kind == ev.GRADIENT for block in trace.blocks):
+            return True
+        return self.own_update and any(mark.phase == ev.BACKWARD for mark in trace.marks)
 
     def _built(self, micro_batch: int) -> Job:
         job = self.build(micro_batch)
+        self.own_update = job.update is not None
         parameters = list(job.module.parameters())
         largest = max(parameters, key=lambda each: each.numel() * each.element_size(), default=None)
         if largest is not None:

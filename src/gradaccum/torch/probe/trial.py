@@ -9,16 +9,19 @@ from __future__ import annotations
 import gc
 import time
 import traceback
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from gradaccum.errors import InputError
+from gradaccum.torch.build import NO_GRADIENT
 from gradaccum.torch.probe.answer import Trial
 from gradaccum.torch.probe.errors import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gradaccum.torch.probe.meter import Meter
     from gradaccum.torch.trace.record import Job
@@ -32,7 +35,10 @@ LEAST_SECONDS, ENOUGH_SECONDS, LEAST_UPDATES = 0.3, 3.0, 3
 
 
 def run_trial(make: Callable[[], Job], meter: Meter, micro_batch: int, *, timed: bool = True) -> Trial:
-    """Run the job and measure it. Where memory runs out the trial says so; all else that is raised is raised on."""
+    """Run the job and measure it. Where memory runs out the trial says so; all else that is raised is raised on.
+
+    Raises InputError for a step that makes no gradient.
+    """
     phase = ["while building"]
     try:
         trial = _measured(make, meter, micro_batch, timed, phase)
@@ -52,10 +58,11 @@ def _measured(make: Callable[[], Job], meter: Meter, micro_batch: int, timed: bo
     """phase: grows by where the trial is."""
     with meter:
         watched = _Watched(make(), meter)
-        for _ in range(UPDATES):
-            for _ in range(ACCUM_STEPS):
+        for update in range(UPDATES):
+            for micro_step in range(ACCUM_STEPS):
                 phase.append(MICRO_STEP)
-                watched.micro_step()
+                with nullcontext() if update or micro_step else _gradients_come(watched.job):
+                    watched.micro_step()
             phase.append("in the optimizer's update")
             watched.update()
         reserved, flushes = meter.reserved(), meter.flushes()
@@ -76,6 +83,24 @@ def _measured(make: Callable[[], Job], meter: Meter, micro_batch: int, timed: bo
         update_seconds=_median(watched.update_seconds) if timed and not flushes else None,
         why=why if flushes else "",
     )
+
+
+@contextmanager
+def _gradients_come(job: Job) -> Iterator[None]:
+    """Around a micro-step. InputError where none of the optimizer's parameters gets a gradient in it.
+
+    Seen as it arrives, for an optimizer that steps within the backward pass leaves none.
+    """
+    trained = [each for group in job.optimizer.param_groups for each in group["params"] if each.requires_grad]
+    arrived: list[torch.Tensor] = []
+    handles = [each.register_post_accumulate_grad_hook(arrived.append) for each in trained]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not arrived and all(each.grad is None for each in trained):
+        raise InputError(NO_GRADIENT)
 
 
 class _Watched:
