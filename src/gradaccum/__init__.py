@@ -90,7 +90,7 @@ def fit(
     *,
     model: Model | Mapping[str, object] | Callable[..., object] | str,
     gpu: Gpu | str | int,
-    target_batch: int | None = None,
+    target_batch: int | str | None = None,
     engine: str | None = None,
     **how: Any,
 ) -> Fit:
@@ -106,33 +106,20 @@ def fit(
     Raises InputError for what is not known, or makes no sense.
     """
     _install_fit_display()
-    from gradaccum.catalog.gpus import Gpu, find_gpu
-    from gradaccum.catalog.models import Model, find_model, read_config
-    from gradaccum.memory.engines import names_function, read_engine, take_of_trace
     from gradaccum.memory.fit import fit as largest
-    from gradaccum.memory.layout import with_default_strategy
-    from gradaccum.memory.setup import Setup
+    from gradaccum.memory.question import read_question
 
-    card = gpu if isinstance(gpu, Gpu) else find_gpu(gpu)
-    own = callable(model) or (isinstance(model, str) and names_function(model))
-    engine = read_engine(engine, own)
-    if own:
+    asked = read_question(model, gpu, target_batch, engine, how)
+    if asked.setup is None:
         from gradaccum.torch.fit import fit_own
 
-        return fit_own(model, card, target_batch=target_batch, **how)
-    config: Any = None
-    if not isinstance(model, Model):
-        named = isinstance(model, str) and not model.endswith(".json")
-        config = None if named else model
-        model = find_model(str(model)) if named else read_config(model)  # type: ignore[arg-type]
-    traced = take_of_trace(how, engine)
-    how.setdefault("sequence_length", 2048)
-    setup = Setup(model=model, **with_default_strategy(how))  # type: ignore[arg-type]
-    if engine == "closed-form":
-        return largest(setup, card, target_batch)
+        return fit_own(model, asked.gpu, target_batch=asked.target_batch, **asked.how)
+    if asked.engine == "closed-form":
+        return largest(asked.setup, asked.gpu, asked.target_batch)
     from gradaccum.torch.fit import fit_setup
 
-    return fit_setup(setup, card, both=engine == "both", config=config, target_batch=target_batch, **traced)
+    both, traced = asked.engine == "both", asked.traced
+    return fit_setup(asked.setup, asked.gpu, both=both, config=asked.config, target_batch=asked.target_batch, **traced)
 
 
 def _with_preset(preset: str | None, inputs: Mapping[str, object]) -> Mapping[str, object]:

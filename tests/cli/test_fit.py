@@ -123,6 +123,25 @@ def test_mistakes_are_said(capsys, flags, message):
     assert message in capsys.readouterr().err
 
 
+def test_all_that_is_wrong_is_said_together(capsys):
+    assert main(["fit", "--model", "lama", "-s", "none", "--dtype", "fp8", "-g", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    heads = ["--model names no model", "--gpu is missing", "--sequence-length is not a number", "--num-gpus must be"]
+    assert [head for head in [*heads, "--dtype is one of"] if not any(head in line for line in lines)] == []
+
+
+def test_a_folder_and_an_image_model(capsys, tmp_path):
+    config = {
+        "model_type": "vit", "hidden_size": 384, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "intermediate_size": 1536, "image_size": 64, "patch_size": 8,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["fit", "--model", str(tmp_path), "--gpu", "t4"]) == 0
+    out = capsys.readouterr().out
+    assert "sequences of 65 tokens" in out  # (64 / 8)^2 and the class token
+    assert "GA032" not in out
+
+
 def test_adapters_on_quantised_weights(capsys):
     flags = ["--quantization", "nf4", "--lora-rank", "16", "--lora-targets", "attention", "--checkpointing", "full"]
     assert main(["fit", "--model", "qwen2.5-7b", "--gpu", "rtx-4090", *flags, "--loss", "fused"]) == 0

@@ -114,6 +114,18 @@ def test_what_is_wrong_is_said(capsys: Any, flags: list[str], message: str):
     assert message in capsys.readouterr().err
 
 
+def test_all_that_is_wrong_is_said_together(capsys: Any):
+    assert main(["fit", "--probe", "--gpu", "t4", "-t", "0", "--timeout", "soon"]) == 2
+    err = capsys.readouterr().err
+    for said in (
+        "--gpu says nothing to a trial",
+        "--model is missing",
+        "--target-batch must be",
+        "--timeout is a number",
+    ):
+        assert said in err
+
+
 def test_the_words_of_pick_are_the_search_s():
     assert fit_probe.PICKS == find.PICKS
 

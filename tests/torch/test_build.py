@@ -161,6 +161,7 @@ def test_a_job_of_the_simple_form_is_traced():
         (nn.Linear(1, 1), "an object of type Linear"),
         ((nn.Linear(1, 1), 2), "(Linear, int)"),
         ((1, 2, 3), "(int, int, int)"),
+        (nn.Linear, "the class Linear"),
         ((nn.Linear(1, 1), torch.ones(1), 3), "(Linear, Tensor, int)"),
     ],
 )

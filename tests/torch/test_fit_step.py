@@ -105,6 +105,22 @@ def test_a_function_is_handed_the_options_that_it_takes():
         fitted(fixed, lora_rank=4)
 
 
+def test_a_length_that_a_function_needs_is_the_usual_one_where_nothing_is_said():
+    def needs(micro_batch: int, sequence_length: int) -> Any:
+        return tiny(), torch.zeros(micro_batch, sequence_length, 4), lambda y: y.mean()
+
+    def has_its_own(micro_batch: int, sequence_length: int = 16) -> Any:
+        return needs(micro_batch, sequence_length)
+
+    def peak(function: Any, **how: Any) -> tuple[int, int | None]:
+        found = fitted(function, **how)
+        return found.memory.peak_bytes, found.plan.sequence_length
+
+    assert peak(needs) == peak(needs, sequence_length=2048)
+    assert peak(needs)[1] == 2048
+    assert peak(has_its_own)[0] == peak(needs, sequence_length="16")[0] < peak(needs)[0]
+
+
 def test_a_function_without_a_micro_batch_gives_a_sample():
     def build() -> Any:
         return tiny(), (torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64)), nn.CrossEntropyLoss()
@@ -167,6 +183,14 @@ def test_a_live_module_is_left_as_it_is():
             {"batch": torch.zeros(2, 4), "num_gpus": 4, "strategy": "fsdp2"},
             "strategy: is followed by a trace as single",
         ),
+        (
+            {"batch": torch.zeros(2, 4), "loss": torch.mean, "optimizer": torch.optim.SGD(tiny().parameters())},
+            "optimizer: is a name, or a function that makes one of the parameters, not an object of type SGD; .*: sgd",
+        ),
+        ({"batch": (torch.zeros(2, 4), torch.zeros(2))}, "loss: is missing: the batch is a pair, and Linear takes one"),
+        ({"batch": torch.zeros(2, 4), "seq_len": 3}, "seq_len: .*; nearest: sequence_length"),
+        ({"batch": torch.zeros(2, 4), "time_limit": "soon"}, "time_limit: is a number of seconds above 0, not 'soon'"),
+        ({"batch": torch.zeros(2, 4), "allocator": 3}, "allocator: is text, .*, not an object of type int"),
         ({"batch": torch.zeros(2, 4), "optimizer": "adamv"}, "optimizer: is one of adamw, .*; nearest: adamw"),
     ],
 )

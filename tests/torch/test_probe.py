@@ -281,6 +281,20 @@ def test_a_step_without_a_gradient_is_no_training():
         ({"target_batch": 0}, "target_batch: must be at least 1, not 0"),
         ({"target_batch": 6.5}, "target_batch: must be a whole number, not 6.5"),
         ({"timeout": 0}, "timeout: is a number of seconds above 0, not 0"),
+        ({"timeout": "60"}, "timeout: is a number of seconds above 0, not '60'"),
+        (
+            {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())},
+            "optimizer: is a name where a build is tried: SGD",
+        ),
+        ({"build": None, "model": 3, "step": print}, "optimizer: is the model's own"),
+        (
+            {"build": None, "model": 3, "step": print, "optimizer": 3},
+            "model: is a torch.nn.Module, not an object of type",
+        ),
+        (
+            {"build": None, "model": nn.Linear(1, 1), "step": print, "optimizer": torch.optim.SGD},
+            "optimizer: is a torch.optim.Optimizer, not the class SGD",
+        ),
         ({"pick": "smallest"}, "pick: is throughput or largest, not 'smallest'; nearest: throughput or largest"),
         ({"memory_limit": 0}, "memory_limit: must be at least 1, not 0"),
         ({"memory_limit": "much"}, "memory_limit: is no number of bytes"),

@@ -57,6 +57,13 @@ def test_the_api_answers_as_python_does(client, query, how):
     assert shown.json() == json.loads(json.dumps(wanted))
 
 
+def test_an_image_model_has_the_tokens_of_an_image(client):
+    """Whatever the calculator counts of text."""
+    found = client.get("/api/fit?model=vit-b-16&gpu=t4&num_gpus=1&sequence_length=2048").json()
+    assert found["memory"] == gradaccum.fit(model="vit-b-16", gpu="t4", target_batch=500).to_dict()["memory"]
+    assert "GA032" not in [each["code"] for each in found["findings"]]
+
+
 def test_the_schema_of_a_fit_describes_it(client):
     schemas = openapi()["components"]["schemas"]
     described = {**schemas["Fit"], "components": {"schemas": schemas}}

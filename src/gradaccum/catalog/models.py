@@ -85,6 +85,11 @@ class Model:
         return FAMILIES[self.family][0]
 
     @property
+    def image_tokens(self) -> int:
+        """Tokens that an image becomes: (image / patch)^2 patches, and the class token. 0 for a model of text."""
+        return (self.image // self.patch) ** 2 + 1 if self.image else 0
+
+    @property
     def moe_layers(self) -> int:
         """How many layers route their tokens to experts."""
         return self.layers - self.dense_layers if self.experts else 0
@@ -562,7 +567,7 @@ def _missing(content: Mapping[str, Any], fields: dict[str, Any], problems: list[
         fields.setdefault("positions", 2048)  # ALiBi has no longest; this is what BLOOM was trained with
     if family == "vit":
         side = fields["image"] // fields["patch"]
-        fields["learned_positions"] = fields["positions"] = side * side + 1
+        fields["learned_positions"] = fields["positions"] = side * side + 1  # as Model.image_tokens
     if family == "mixtral" and "ffn" in fields:
         fields["expert_ffn"] = fields["ffn"]
     needed = ["layers", "hidden", "heads", "ffn", "positions"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from gradaccum.cli.fit_probe import add_options, refuse_without_probe, run_probe
-from gradaccum.cli.options import Once, Parser, new_parser, parse, seconds_of
-from gradaccum.errors import InputError, Problem
+from gradaccum.cli.options import Once, Parser, new_parser, parse
 from gradaccum.memory import layout
 from gradaccum.memory.answer import Step
-from gradaccum.memory.engines import ENGINES, read_engine, take_of_trace
+from gradaccum.memory.engines import ENGINES
 from gradaccum.memory.ranks import layout_words
 from gradaccum.memory.setup import CHOICES, MEANINGS, Setup
-from gradaccum.units import read_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from gradaccum.catalog.models import Model
     from gradaccum.memory.answer import Fit
 
 EXAMPLES = """\
@@ -39,7 +36,7 @@ TRACED = {
 }
 
 COUNTS = {
-    "sequence_length": ("-s", "tokens of one sequence (default: 2048)"),
+    "sequence_length": ("-s", "tokens of one sequence (default: 2048, or those of an image)"),
     "num_gpus": ("-g", "all GPUs of the run (default: 1)"),
     "target_batch": ("-t", "sequences that you want per update, for the plan"),
     "accum_steps": ("-a", "micro-steps per update; two or more are the same (default: as many as the plan needs)"),
@@ -100,9 +97,6 @@ def run(arguments: Sequence[str]) -> int:
     if options.probe:
         return run_probe(options)
     refuse_without_probe(options)
-    missing = [name for name in ("model", "gpu") if getattr(options, name) is None]
-    if missing:
-        raise InputError(*[Problem(f"--{name}", "is missing", [_EXAMPLE[name]]) for name in missing])
     found = _found(options)
     if options.quiet:
         print(found.max_micro_batch)
@@ -122,58 +116,10 @@ def _in_words(setup: Setup | Step) -> str:
     return setup.words if isinstance(setup, Step) else ", ".join([setup.words, *layout_words(setup)])
 
 
-_EXAMPLE = {"model": "--model llama-3.2-1b", "gpu": "--gpu rtx-4090"}
-
-
 def _found(options: argparse.Namespace) -> Fit:
-    from gradaccum.catalog.gpus import find_gpu
-    from gradaccum.memory.engines import names_function
+    """The same question as in Python, with the values as text."""
+    from gradaccum import fit
 
-    gpu, own = find_gpu(options.gpu), names_function(options.model)
-    engine = read_engine(options.engine, own)
-    traced: dict[str, Any] = {name: getattr(options, name) for name in ("allocator", "time_limit")}
-    traced = {name: word for name, word in traced.items() if word is not None}
-    if "time_limit" in traced:
-        traced["time_limit"] = seconds_of(traced["time_limit"], "--time-limit", "60")
-    target = None if options.target_batch is None else read_count(options.target_batch, "target_batch", 1)
-    if own:
-        from gradaccum.torch.fit import fit_own
-
-        return fit_own(options.model, gpu, target_batch=target, **traced, **_given(options))
-    setup, traced = _setup(options), take_of_trace(traced, engine)
-    if engine == "closed-form":
-        from gradaccum.memory.fit import fit
-
-        return fit(setup, gpu, target)
-    from gradaccum.torch.fit import fit_setup
-
-    config = options.model if options.model.endswith(".json") else None
-    return fit_setup(setup, gpu, both=engine == "both", config=config, target_batch=target, **traced)
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """What was said of how it is trained, as a step of one's own is told it."""
-    names = (*COUNTS, *CHOICES, *LAYOUT, *FLAGS, "lora_rank")
-    said = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    said.pop("target_batch", None)
-    return {name: read_count(word, name, 1) if name in COUNTS else word for name, word in said.items()}
-
-
-def _setup(options: argparse.Namespace) -> Setup:
-    counts = {
-        name: read_count(getattr(options, name), name, 1)
-        for name in (*COUNTS, *LAYOUT)
-        if getattr(options, name) is not None and name != "target_batch"
-    }
-    words = {name: getattr(options, name) for name in (*CHOICES, *FLAGS) if getattr(options, name) is not None}
-    if options.lora_rank is not None:
-        counts["lora_rank"] = read_count(options.lora_rank, "lora_rank", 0)
-    counts.setdefault("sequence_length", 2048)
-    how = layout.with_default_strategy({**counts, **words})
-    return Setup(model=_model(options.model), **how)  # type: ignore[arg-type]
-
-
-def _model(name: str) -> Model:
-    from gradaccum.catalog.models import find_model, read_config
-
-    return read_config(name) if name.endswith(".json") else find_model(name)
+    names = (*COUNTS, *CHOICES, *LAYOUT, *FLAGS, "lora_rank", "engine", "allocator", "time_limit")
+    said: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return fit(model=options.model, gpu=options.gpu, **said)

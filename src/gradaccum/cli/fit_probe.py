@@ -11,6 +11,7 @@ from gradaccum.units import read_bytes, read_count
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
     from typing import Any
 
 PICKS = ("throughput", "largest")
@@ -64,25 +65,32 @@ def run_probe(options: argparse.Namespace) -> int:
 
 
 def _inputs(options: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `find_micro_batch`."""
+    """The keywords of `find_micro_batch`. Raises InputError with all that is wrong."""
     given = {name for name, value in vars(options).items() if value not in (None, False)}
-    useless = sorted(given - {*SHARED, *OPTIONS})
-    if useless:
-        said = "says nothing to a trial, which runs the step as it is; leave it out"
-        raise InputError(*[Problem(_flag(name), said) for name in useless])
+    said = "says nothing to a trial, which runs the step as it is; leave it out"
+    problems = [Problem(_flag(name), said) for name in sorted(given - {*SHARED, *OPTIONS})]
     examples = {"model": "train:build", "target_batch": "64"}
     missing = [name for name in examples if name not in given]
-    if missing:
-        raise InputError(*[Problem(_flag(each), "is missing", [f"{_flag(each)} {examples[each]}"]) for each in missing])
+    problems += [Problem(_flag(name), "is missing", [f"{_flag(name)} {examples[name]}"]) for name in missing]
+    readers: dict[str, Callable[[str], Any]] = {
+        "target_batch": lambda text: read_count(text, "target_batch", 1),
+        "num_gpus": lambda text: read_count(text, "num_gpus", 1),
+        "max_micro_batch": lambda text: read_count(text, "max_micro_batch", 1),
+        "memory_limit": lambda text: read_bytes(text, "--memory-limit", 1),
+        "timeout": lambda text: seconds_of(text, "--timeout", "600"),
+        "pick": str,
+        "device": str,
+    }
     found: dict[str, Any] = {"build": options.model}
-    for name in ("target_batch", "num_gpus", "max_micro_batch"):
+    for name in readers:
         if name in given:
-            found[name] = read_count(getattr(options, name), name, 1)
-    if "memory_limit" in given:
-        found["memory_limit"] = read_bytes(options.memory_limit, "--memory-limit", 1)
-    if "timeout" in given:
-        found["timeout"] = seconds_of(options.timeout, "--timeout", "600")
-    return {**found, **{name: getattr(options, name) for name in ("pick", "device") if name in given}}
+            try:
+                found[name] = readers[name](getattr(options, name))
+            except InputError as error:
+                problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    return found
 
 
 def _find(inputs: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ def names_function(text: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in names.split("."))
 
 
-def read_engine(word: str | None, own: bool) -> str:
+def read_engine(word: object, own: bool) -> str:
     """The engine asked for. own: the model is a person's own code, which a trace alone can follow.
 
     InputError on field `engine` for another word, and for the closed form of one's own code.
@@ -28,13 +28,15 @@ def read_engine(word: str | None, own: bool) -> str:
         return "trace" if own else "closed-form"
     if word not in ENGINES:
         raise InputError(
-            Problem("engine", f"is one of {', '.join(ENGINES)}, not {quote(word)}", nearest_words(word, ENGINES))
+            Problem(
+                "engine", f"is one of {', '.join(ENGINES)}, not {quote(str(word))}", nearest_words(str(word), ENGINES)
+            )
         )
     if own and word != "trace":
         raise InputError(
             Problem("engine", "the closed form knows named models and config.json alone, not code", ["trace"])
         )
-    return word
+    return str(word)
 
 
 def take_of_trace(how: dict[str, Any], engine: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def remarks(
 def _positions(setup: Setup) -> Iterator[Finding]:
     model, length = setup.model, setup.sequence_length
     if model.image:
-        tokens = (model.image // model.patch) ** 2 + 1
+        tokens = model.image_tokens
         message = f"{model.name} makes {show_count(tokens)} tokens of an image; {show_count(length)} were counted."
         action, source = f"Say -s {tokens}.", "(image / patch)^2 patches and a class token, by the model's config"
         there = length == tokens

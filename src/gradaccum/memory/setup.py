@@ -11,6 +11,7 @@ from gradaccum.units import quote, show_count
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
     from gradaccum.catalog.models import Model
 
@@ -125,28 +126,40 @@ class Setup:
 
     def with_values(self, values: Mapping[str, object]) -> Setup:
         """The same with other values of some fields."""
-        same = {each: getattr(self, each) for each in (*_COUNTS, *CHOICES, *layout.FLAGS, "lora_rank", "model")}
+        same = {each: getattr(self, each) for each in (*COUNTS, *CHOICES, *layout.FLAGS, "lora_rank", "model")}
         same.update(values)
         return Setup(**same)
 
 
-_COUNTS = ("sequence_length", "micro_batch", "accum_steps", "num_gpus", *layout.COUNTS)
+COUNTS = ("sequence_length", "micro_batch", "accum_steps", "num_gpus", *layout.COUNTS)
+"""Fields that are at least 1, where they say anything."""
+
+
+def plain_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with counts and words by themselves, whatever the model. values: fields of a Setup, any of them."""
+    for name in COUNTS:
+        count = values.get(name)
+        if count is not None and count < 1:
+            yield Problem(name, f"must be at least 1, not {show_count(count)}", ["1"])
+    for name, words in CHOICES.items():
+        if name in values and (not isinstance(values[name], str) or values[name] not in words):
+            yield _wrong_word(name, values[name], words)
+    for name in layout.FLAGS:
+        if not isinstance(values.get(name, False), bool):
+            yield Problem(name, f"is True or False, not {quote(str(values[name]))}", ["True", "False"])
+
+
+def _wrong_word(name: str, given: object, words: tuple[str, ...]) -> Problem:
+    """A class or an object, such as an optimizer, may have a name that says which word is meant."""
+    said = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+    shown = quote(given) if isinstance(given, str) else f"{said} itself, which says nothing of a named model"
+    return Problem(name, f"is one of {', '.join(words)}, not {shown}", nearest_words(said, words) or list(words))
 
 
 def _problems(setup: Setup) -> Iterator[Problem]:
-    fine = True
-    for name in _COUNTS:
-        count = getattr(setup, name)
-        if count is not None and count < 1:
-            fine = False
-            yield Problem(name, f"must be at least 1, not {show_count(count)}", ["1"])
-    for name, words in CHOICES.items():
-        word = getattr(setup, name)
-        if word not in words:
-            fine = False
-            near = nearest_words(word, words) or list(words)
-            yield Problem(name, f"is one of {', '.join(words)}, not {quote(word)}", near)
-    if not fine:
+    plain = list(plain_problems({name: getattr(setup, name) for name in (*COUNTS, *CHOICES, *layout.FLAGS)}))
+    if plain:
+        yield from plain
         return
     names = (*training.CHOICES, "lora_rank", "strategy")
     yield from training.problems(setup.model, {name: getattr(setup, name) for name in names})

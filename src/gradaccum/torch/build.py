@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradaccum.errors import GradaccumError, InputError, Problem, nearest_words
+from gradaccum.memory.question import USUAL_LENGTH
 from gradaccum.torch.trace.errors import line_of
 from gradaccum.torch.trace.record import Job
 from gradaccum.units import quote
@@ -189,6 +190,14 @@ def by_micro_batch(function: Callable[..., Any], options: Mapping[str, object]) 
     return lambda micro_batch: function(**options), False
 
 
+def with_usual_length(function: Callable[..., Any], options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, and the usual sequence length for a function that needs one where nothing is said."""
+    length = inspect.signature(function).parameters.get("sequence_length")
+    if length is None or length.default is not inspect.Parameter.empty:
+        return options
+    return {"sequence_length": USUAL_LENGTH, **options}
+
+
 def _own_decision(name: str, function: Callable[..., Any]) -> str:
     called = getattr(function, "__name__", "the function")
     return f"{called}() decides this itself, as it has no parameter `{name}`"
@@ -228,10 +237,15 @@ def job_of(
     optimizer: Callable[[Any], torch.optim.Optimizer],
     field: str = "model",
 ) -> Job:
-    """The step of a module, its batch and its loss (see `loss_of`). InputError where nothing is trained."""
+    """The step of a module, its batch and its loss (see `loss_of`). InputError where nothing is trained, and where a
+    pair needs a loss.
+    """
     trained = [each for each in module.parameters() if each.requires_grad]
     if not trained:
         raise InputError(Problem(field, "has no parameter that is trained: none has requires_grad"))
+    if loss is None and isinstance(batch, (tuple, list)) and len(batch) == 2 and num_arguments(module) == 1:
+        message = f"is missing: the batch is a pair, and {type(module).__name__} takes one argument"
+        raise InputError(Problem("loss", f"{message}; give a function of its result and the target"))
     given, evaluate = loss_of(batch, loss)
 
     def step() -> None:
@@ -248,6 +262,8 @@ def described(found: Any) -> str:
     """What a person handed over, in words."""
     if isinstance(found, (tuple, list)):
         return f"({', '.join(type(each).__name__ for each in found)})"
+    if isinstance(found, type):
+        return f"the class {found.__name__}"
     return "None" if found is None else f"an object of type {type(found).__name__}"
 
 

@@ -93,6 +93,8 @@ def _fit_answer(asked: Answer) -> FitAnswer:
             problems += [each for each in error.problems if each.field not in [known.field for known in problems]]
     if problems or model is None or gpu is None:
         return FitAnswer(asked, {}, None, tuple(problems))
+    if model.image_tokens:
+        how["sequence_length"] = model.image_tokens  # the calculator's own are tokens of text
     if how["num_gpus"] != 1 and "strategy" not in how:
         how["strategy"] = "ddp"
     try:

@@ -17,7 +17,7 @@ try:
 except ImportError:
     raise MissingExtraError("a trace", "torch", "torch") from None
 
-from gradaccum.torch.build import calling, find_build
+from gradaccum.torch.build import calling, find_build, with_usual_length
 from gradaccum.torch.fit.hub import from_setup
 from gradaccum.torch.fit.largest import OutOfTime, Question, fit_step
 from gradaccum.torch.fit.step import from_function, from_module
@@ -75,6 +75,7 @@ def fit_own(
         function = find_build(model) if isinstance(model, str) else model
         called = model.rpartition(":")[2] if isinstance(model, str) else getattr(model, "__name__", "the function")
         name = model if isinstance(model, str) else called
+        how = dict(with_usual_length(function, how))
         build, doubts = from_function(calling(called, function), optimizer, how)
     words = optimizer if isinstance(optimizer, str) else "an optimizer of its own"
     return fit_step(

@@ -58,10 +58,15 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(optimizer: str | Callable[[Any], torch.optim.Optimizer], parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of a name, or of a function of the parameters. InputError for a name that stands for none."""
+def make_optimizer(optimizer: object, parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of a name, or of a function of the parameters. InputError for what is neither."""
+    if callable(optimizer):
+        made: torch.optim.Optimizer = optimizer(parameters)
+        return made
     if not isinstance(optimizer, str):
-        return optimizer(parameters)
+        kind = type(optimizer).__name__
+        message = f"is a name, or a function that makes one of the parameters, not an object of type {kind}"
+        raise InputError(Problem("optimizer", message, nearest_words(kind, OPTIMIZERS)))
     if optimizer not in OPTIMIZERS:
         near = nearest_words(optimizer, OPTIMIZERS) or list(OPTIMIZERS)
         raise InputError(Problem("optimizer", f"is one of {', '.join(OPTIMIZERS)}, not {quote(optimizer)}", near))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradaccum.errors import InputError, Problem
-from gradaccum.torch.build import as_job, by_micro_batch, find_build
+from gradaccum.torch.build import as_job, by_micro_batch, find_build, with_usual_length
 from gradaccum.torch.probe.errors import first_line
 from gradaccum.torch.probe.meter import meter_of
 from gradaccum.torch.probe.trial import run_trial
@@ -45,7 +45,8 @@ def main(folder: str) -> None:
 
 def do(task: dict[str, Any]) -> dict[str, Any]:
     """The fields of the Trial that a task describes, and what limits it."""
-    build, sized = by_micro_batch(find_build(task["build"], "build"), {})
+    function = find_build(task["build"], "build")
+    build, sized = by_micro_batch(function, with_usual_length(function, {}))
     if not sized:
         raise InputError(Problem("build", f"{task['build']} takes no micro-batch, so that no other one can be tried"))
     meter = meter_of(task["device"], task["memory_limit"])

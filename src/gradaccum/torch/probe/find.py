@@ -10,7 +10,7 @@ import torch
 
 from gradaccum.core.arithmetic import divide
 from gradaccum.errors import InputError, Problem, nearest_words
-from gradaccum.torch.build import name_of
+from gradaccum.torch.build import described, name_of
 from gradaccum.torch.probe.answer import Found, Pair, Trial
 from gradaccum.torch.probe.apart import Apart, refuse_inside
 from gradaccum.torch.probe.errors import ProbeError
@@ -40,7 +40,7 @@ def find_micro_batch(
     update: Callable[[], object] | None = None,
     also: Sequence[object] = (),
     memory_limit: int | str | None = None,
-    device: str | None = None,
+    device: torch.device | str | None = None,
     max_micro_batch: int | None = None,
     prediction: Any = None,
     pick: str = "throughput",
@@ -69,14 +69,17 @@ def find_micro_batch(
     limit = read_bytes(memory_limit, "memory_limit", 1) if isinstance(memory_limit, str) else memory_limit
     if limit is not None:
         limit = _count(limit, "memory_limit")
-    if not timeout > 0:
-        raise InputError(Problem("timeout", f"is a number of seconds above 0, not {timeout}", ["600"]))
-    where = device or _device(model)
+    if not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise InputError(Problem("timeout", f"is a number of seconds above 0, not {timeout!r}", ["600"]))
+    where = str(device) if device is not None else _device(model)
     tries: Apart | Live
     if build is not None:
         refuse_inside()
-        if model is not None or step is not None or not isinstance(optimizer, str):
+        if model is not None or step is not None:
             raise InputError(Problem("build", "is given, and so is a live model; leave one out"))
+        if not isinstance(optimizer, str):
+            said = f"{type(optimizer).__name__} belongs to a live model; let build return (model, optimizer, step)"
+            raise InputError(Problem("optimizer", f"is a name where a build is tried: {said}"))
         if optimizer not in OPTIMIZERS:
             nearest = nearest_words(optimizer, OPTIMIZERS) or OPTIMIZERS
             raise InputError(Problem("optimizer", f"is unknown: {optimizer!r}", nearest))
@@ -87,6 +90,10 @@ def find_micro_batch(
             raise InputError(*[Problem(name, "is missing, and so is build; give one") for name in missing])
         if isinstance(optimizer, str):
             raise InputError(Problem("optimizer", "is the model's own, where a live model is tried"))
+        if not isinstance(model, torch.nn.Module):
+            raise InputError(Problem("model", f"is a torch.nn.Module, not {described(model)}"))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(Problem("optimizer", f"is a torch.optim.Optimizer, not {described(optimizer)}"))
         tries = Live(model, optimizer, step, update, also, where, limit)
     with ranks(timeout + 60) as all_ranks:
         num_gpus = _count(all_ranks.world if num_gpus is None else num_gpus, "num_gpus")
@@ -260,6 +267,6 @@ def _largest(bytes_at: Callable[[int], int], capacity: int, top: int) -> int:
 
 
 def _device(model: torch.nn.Module | None) -> str:
-    if model is not None:
+    if isinstance(model, torch.nn.Module):
         return next((str(each.device) for each in model.parameters()), "cpu")
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
