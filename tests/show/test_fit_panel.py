@@ -81,7 +81,7 @@ def test_without_a_way_to_apply_them_changes_are_words():
     assert "8-bit AdamW states" in words(parse(str(found_parts(NOTHING, "T4", None))))
     assert having(parse(str(found_parts(NOTHING, "T4", None))), "changes")[0].find(".//a") is None
     linked = parse(str(found_parts(NOTHING, "T4", lambda changes: "?" + str(sorted(changes.items())))))
-    addresses = [each.get("href") for each in having(linked, "changes")[0].iter("a")]
+    addresses = [each.get("href") for part in having(linked, "changes") for each in part.iter("a")]
     assert "?[('checkpointing', 'full')]" in addresses
 
 

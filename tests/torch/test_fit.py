@@ -227,12 +227,16 @@ def test_what_checkpointing_would_buy_is_what_it_buys():
 
 def test_a_fused_optimizer_saves_the_temporary():
     def build(micro_batch: int) -> Any:
-        return nn.Linear(1000, 1000, bias=False), torch.zeros(micro_batch, 1000), lambda y: y.mean()
+        return nn.Linear(4000, 4000, bias=False), torch.zeros(micro_batch, 4000), lambda y: y.mean()
 
-    found = gradaccum.fit(model=build, gpu=room(200), target_batch=1, accum_steps=1)
+    found = gradaccum.fit(model=build, gpu=room(600), target_batch=1, accum_steps=1)
     assert found.memory.peak_at == "optimizer step"
     saved = {change.words: change.bytes for change in found.changes}
-    assert saved["a fused optimizer: no temporary"] == pytest.approx(4 * 1000 * 1000, rel=0.01)
+    assert saved["a fused optimizer: no temporary"] == pytest.approx(4 * 4000 * 4000, rel=0.01)
+    for less, enough in ((MIB, True), (70 * MIB, False)):
+        smaller = gradaccum.fit(model=build, gpu=found.memory.process_bytes - less, target_batch=1, accum_steps=1)
+        assert smaller.max_micro_batch == 0
+        assert {change.words: change.fits for change in smaller.changes}["a fused optimizer: no temporary"] is enough
 
 
 def test_data_parallel_ranks_have_buckets_and_a_library():

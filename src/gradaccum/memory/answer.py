@@ -99,18 +99,20 @@ class Memory:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to change, and the bytes that the peak falls by at the same micro-batch.
+    """One thing to change, or two, and the bytes that the peak falls by at the same micro-batch.
 
-    values: the fields of a Setup that would be others; none where it is nothing that a Setup says.
+    values: the fields of a Setup that would be others; none where it is nothing that a Setup says. fits: whether the
+    micro-batch fits with it.
     """
 
     words: str
     bytes: int
     values: tuple[tuple[str, object], ...] = ()
+    fits: bool = True
 
     def to_dict(self) -> dict[str, object]:
         """As `fit --json` has it."""
-        return {"change": self.words, "bytes": self.bytes, "set": dict(self.values)}
+        return {"change": self.words, "bytes": self.bytes, "set": dict(self.values), "fits": self.fits}
 
 
 DISPLAY: dict[str, Callable[[Fit], str]] = {}

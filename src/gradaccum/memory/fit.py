@@ -9,13 +9,12 @@ from gradaccum.core.arithmetic import divide
 from gradaccum.core.plan import make_plan
 from gradaccum.core.request import Request
 from gradaccum.errors import InputError, Problem
-from gradaccum.memory.answer import Change, Fit, Memory
+from gradaccum.memory.answer import Fit, Memory
+from gradaccum.memory.changes import changes
 from gradaccum.memory.closed_form import heaviest, highest
 from gradaccum.memory.evidence import evidence
 from gradaccum.memory.layout import DEGREES
-from gradaccum.memory.loss import CHUNKS
 from gradaccum.memory.outside import outside
-from gradaccum.memory.ranks import lighter_layouts
 from gradaccum.memory.remarks import remarks
 from gradaccum.units import show_count
 
@@ -52,7 +51,7 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
             setup = setup.changed("accum_steps", plan.accum_steps)
     chosen = setup.with_micro_batch(plan.micro_batch if plan else max(1, largest))
     memory = memory_of(chosen, gpu)
-    changes = _changes(chosen, gpu, memory)
+    found = changes(chosen, memory, lambda other: memory_of(other, gpu))
     surely = _largest(at, lambda memory: memory.process_high_bytes)
     return Fit(
         setup=chosen,
@@ -63,8 +62,8 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
         plan=plan,
         memory=memory,
         curve=tuple((each, at(each)) for each in along(largest)),
-        changes=changes,
-        findings=remarks(chosen, gpu, memory, surely, changes),
+        changes=found,
+        findings=remarks(chosen, gpu, memory, surely, found),
     )
 
 
@@ -178,30 +177,3 @@ def along(largest: int) -> list[int]:
     end = max(4, largest + largest // 3)
     stride = max(1, -(-end // 12))
     return sorted({1, max(1, largest), *range(stride, end + 1, stride)})
-
-
-def _changes(setup: Setup, gpu: Gpu, memory: Memory) -> tuple[Change, ...]:
-    """What would buy most at this micro-batch, most bytes first."""
-    options = [
-        ("checkpointing", "full", "full checkpointing: about a third more compute"),
-        ("checkpointing", "selective", "selective checkpointing: attention and every other product are not run again"),
-        ("attention", "flash", "a fused attention kernel"),
-        ("attention", "efficient", "the memory-efficient attention kernel, keys and values repeated"),
-        ("optimizer", "adamw-fused", "fused AdamW: no temporary"),
-        ("optimizer", "adamw-8bit", "8-bit AdamW states"),
-        ("gradient_dtype", "auto", "gradients summed in the weights' type"),
-    ]
-    if setup.model.head == "lm":
-        options.append(("loss", "chunked", f"loss in {CHUNKS} chunks of tokens"))
-        options.append(("loss", "fused", "head and loss in one kernel, as Liger's"))
-    changed = lighter_layouts(setup)
-    for name, word, words in options:
-        if getattr(setup, name) == word or (name == "optimizer" and not setup.optimizer.startswith("adamw")):
-            continue
-        changed.append(({name: word}, words))
-    found = []
-    for values, words in changed:
-        saved = memory.peak_bytes - memory_of(setup.with_values(values), gpu).peak_bytes
-        if saved > 0:
-            found.append(Change(words, saved, tuple(values.items())))
-    return tuple(sorted(found, key=lambda change: -change.bytes))

@@ -56,8 +56,14 @@ def _room(setup: Setup | Step, gpu: Gpu, memory: Memory, surely: int, changes: S
     needed, there = show_bytes(memory.process_bytes), show_bytes(memory.capacity_bytes)
     if memory.verdict == "does not fit":
         action = "Shard the model over more GPUs, or take a larger one."
-        if changes:
-            action = f"Most would bring {changes[0].words}: {show_bytes(changes[0].bytes)} less."
+        if changes and changes[0].fits:
+            words = changes[0].words.partition(":")[0]
+            action = f"It fits with {words}: {show_bytes(changes[0].bytes)} less."
+        elif changes:
+            most = max(changes, key=lambda change: change.bytes)
+            action = (
+                f"Most would bring, and not suffice, {most.words.partition(':')[0]}: {show_bytes(most.bytes)} less."
+            )
         yield Finding(
             "GA020",
             "warning",

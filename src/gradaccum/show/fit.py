@@ -37,12 +37,26 @@ def fit_text(found: Mapping[str, Any], gpu: str, settings: str) -> str:
     lines += [_line(each, memory["process_bytes"]) for each in memory["ledger"]]
     lines.append(f"  {show_bytes(memory['peak_bytes']):>10}  allocated")
     lines += [_line(_bounded(each), memory["process_bytes"]) for each in memory["outside"]]
-    if found["changes"]:
-        lines += ["", "would buy, at this micro-batch"]
-        lines += [f"  {show_bytes(each['bytes']):>10}  {each['change']}" for each in found["changes"]]
+    for title, changes in changes_by_title(found):
+        lines += ["", title]
+        lines += [f"  {show_bytes(each['bytes']):>10}  {each['change']}" for each in changes]
     for finding in found["findings"]:
         lines += ["", f"{finding['severity']} {finding['code']}: {finding['message']}", f"  {finding['action']}"]
     return "\n".join(lines)
+
+
+def changes_by_title(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The changes below what is said of them; where nothing fits, those that change this apart."""
+    if found["max_micro_batch"]:
+        titles = [("would buy, at this micro-batch", found["changes"])]
+    else:
+        enough = [each for each in found["changes"] if each["fits"]]
+        others = [each for each in found["changes"] if not each["fits"]]
+        titles = [
+            ("one sequence fits with one of these, which touch the result least first", enough),
+            ("would buy, and not suffice", others),
+        ]
+    return [(title, changes) for title, changes in titles if changes]
 
 
 def _headline(found: Mapping[str, Any], gpu: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradaccum.show.fit import changes_by_title
 from gradaccum.show.html import EMPTY, el, fragment, linked
 from gradaccum.show.memory_pictures import kind_of, memory_bar, memory_curve, room_words, swatch
 from gradaccum.show.numbers import TIMES, brief, signed, with_minus
@@ -290,16 +291,18 @@ def _sum(name: str, count: int, whole: int) -> Markup:
 
 def changes_list(found: Found, link: Link | None) -> Markup:
     """What would buy most at this micro-batch, each a link that applies it."""
-    if not found["changes"]:
-        return EMPTY
+    return fragment([_changes(title, changes, link) for title, changes in changes_by_title(found)])
+
+
+def _changes(title: str, changes: Sequence[Found], link: Link | None) -> Markup:
     rows = []
-    for each in found["changes"]:
+    for each in changes:
         words: Child = each["change"]
         if link and each["set"]:
             words = el("a", {"data-apply": True, "href": link(each["set"])}, words)
         rows.append(el("li", None, el("b", {"class": "n"}, show_bytes(each["bytes"])), " ", words))
     return fragment(
-        el("h3", None, "Would buy, at this micro-batch"),
+        el("h3", None, title[:1].upper() + title[1:]),
         el("ul", {"class": "changes"}, rows),
     )
 

@@ -212,7 +212,9 @@ def _fit() -> Schema:
             "plan": {"anyOf": [{"$ref": "#/components/schemas/Plan"}, {"type": "null"}]},
             "memory": _object(memory),
             "curve": _list(_object(point)),
-            "changes": _list(_object({"change": TEXT, "bytes": INTEGER, "set": {"type": "object"}})),
+            "changes": _list(
+                _object({"change": TEXT, "bytes": INTEGER, "set": {"type": "object"}, "fits": {"type": "boolean"}})
+            ),
             "engine": TEXT,
             "evidence": _object({"regime": TEXT, "cases": INTEGER, "worst_percent": NUMBER_OR_NULL, "margin": INTEGER}),
             "findings": _findings(),

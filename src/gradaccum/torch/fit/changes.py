@@ -27,9 +27,11 @@ def changes(trace: Trace, replays: Replays) -> tuple[Change, ...]:
     peaks = replays.peaks(trace)
     found = []
     for words, leaves_out in _options(trace, peaks.at.event):
-        saved = peaks.allocated - replays.peaks(without(trace, leaves_out)).allocated
+        lighter = without(trace, leaves_out)
+        left = replays.peaks(lighter)
+        saved = peaks.allocated - left.allocated
         if saved * LEAST > peaks.allocated:
-            found.append(Change(words, saved))
+            found.append(Change(words, saved, fits=replays.fits(lighter, left)))
     return tuple(sorted(found, key=lambda change: -change.bytes))
 
 

@@ -77,6 +77,11 @@ class Replays:
         """Of a trace on this card."""
         return self.card.replay(trace, self._buckets(trace))
 
+    def fits(self, trace: Trace, peaks: Peaks) -> bool:
+        """Whether a trace with these peaks is expected to fit on this card."""
+        beside = sum(each.expected for each in self.card.beside)
+        return peaks.reserved + self._buckets(trace) + beside <= self.card.allowed
+
     def _buckets(self, trace: Trace) -> int:
         """DDP's buckets are as large as the gradients, and there throughout."""
         if self.card.num_gpus == 1:
