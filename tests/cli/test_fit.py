@@ -41,6 +41,10 @@ def test_json_and_quiet(capsys, tmp_path):
     assert found["plan"]["effective_batch"] == 512
     assert main([*flags, "--checkpointing", "full", "--quiet"]) == 0
     assert capsys.readouterr().out == f"{found['max_micro_batch']}\n"
+    assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "-s", "1024", "-t", "64", "-q"]) == 0
+    assert capsys.readouterr().out == "2\n"  # of the plan: three would fit, and not make 64
+    assert main(["fit", "--model", "llama-3.1-70b", "--gpu", "t4", "-t", "64", "-q"]) == 0
+    assert capsys.readouterr().out == "0\n"
     config = tmp_path / "config.json"
     config.write_text(
         json.dumps({

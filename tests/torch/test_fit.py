@@ -232,7 +232,7 @@ def test_a_fused_optimizer_saves_the_temporary():
     found = gradaccum.fit(model=build, gpu=room(600), target_batch=1, accum_steps=1)
     assert found.memory.peak_at == "optimizer step"
     saved = {change.words: change.bytes for change in found.changes}
-    assert saved["a fused optimizer: no temporary"] == pytest.approx(4 * 4000 * 4000, rel=0.01)
+    assert saved["a fused optimizer: no temporary"] == pytest.approx(4 * 4000 * 4000, rel=0.02)
     for less, enough in ((MIB, True), (70 * MIB, False)):
         smaller = gradaccum.fit(model=build, gpu=found.memory.process_bytes - less, target_batch=1, accum_steps=1)
         assert smaller.max_micro_batch == 0

@@ -87,7 +87,7 @@ def parser() -> Parser:
     add_options(found)
     form = found.add_argument_group("output, one of").add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all of it as JSON")
-    form.add_argument("-q", "--quiet", action="store_true", help="the micro-batch alone")
+    form.add_argument("-q", "--quiet", action="store_true", help="the plan's micro-batch alone: the largest without -t")
     return found
 
 
@@ -99,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
     refuse_without_probe(options)
     found = _found(options)
     if options.quiet:
-        print(found.max_micro_batch)
+        print(found.setup.micro_batch if found.max_micro_batch else 0)
         return 0
     if options.json:
         import json
