@@ -377,9 +377,19 @@ def test_each_missing_field_is_named():
             "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
-            "max_position_embeddings",
             "vocab_size",
         )
+    )
+
+
+def test_the_longest_sequence_is_asked_of_a_table_of_positions_alone():
+    """Rotary positions have no rows: Transformers' LlamaConfig has a default, on which no parameter depends."""
+    unsaid = {name: value for name, value in LLAMA.items() if name != "max_position_embeddings"}
+    model = read_config(unsaid)
+    assert model.positions == 0
+    assert model.params == read_config(LLAMA).params
+    assert problems({"model_type": "opt", **{name: unsaid[name] for name in unsaid if name != "model_type"}}) == (
+        "lacks max_position_embeddings, which opt needs",
     )
 
 

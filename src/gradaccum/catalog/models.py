@@ -40,7 +40,7 @@ class Model:
     value_dim: int  # width of one head of the values; another than head_dim under multi-head latent attention
     ffn: int  # inner width of the MLP of a dense layer
     vocab: int  # rows of the embedding table
-    positions: int  # the longest sequence that the config names, in tokens
+    positions: int  # the longest sequence that the config names, in tokens; 0 where it names none
     tied: bool  # the output head is the embedding table
     gated: bool  # the MLP has a third matrix, as SwiGLU and GeGLU have
     activation: str  # as in the config: silu, gelu, gelu_new, gelu_pytorch_tanh, relu
@@ -451,6 +451,9 @@ _OWN_FIELDS = {
 
 _SHAPES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "positions")
 
+_POSITION_TABLE = ("gpt2", "bert", "opt", "roberta")
+"""The families with a learned table of positions, whose rows a config has to name."""
+
 _TOO_LARGE = 10**MAX_DIGITS
 
 _MAY_BE_ZERO = ("shared_experts", "dense_layers", "q_rank", "token_types", "sliding_window", "experts_per_token")
@@ -570,7 +573,11 @@ def _missing(content: Mapping[str, Any], fields: dict[str, Any], problems: list[
         fields["learned_positions"] = fields["positions"] = side * side + 1  # as Model.image_tokens
     if family == "mixtral" and "ffn" in fields:
         fields["expert_ffn"] = fields["ffn"]
-    needed = ["layers", "hidden", "heads", "ffn", "positions"]
+    needed = ["layers", "hidden", "heads", "ffn"]
+    if family in _POSITION_TABLE:
+        needed += ["positions"]
+    else:
+        fields.setdefault("positions", 0)  # no parameter depends on it
     needed += ["vocab"] if family != "vit" else []
     needed += ["experts", "experts_per_token", "expert_ffn"] if family.startswith("deepseek") else []
     needed += ["nope_dim"] if family.startswith("deepseek") else []
@@ -633,7 +640,7 @@ def _read_traits(content: Mapping[str, Any], fields: dict[str, Any]) -> list[Pro
     fields["activation"] = next((each for each in acts if isinstance(each, str)), fields["activation"])
     if family.startswith("gemma"):
         fields["activation"] = "gelu_pytorch_tanh"  # hidden_act of Gemma's config.json says gelu, and is not used
-    if family in ("gpt2", "bert", "opt", "roberta"):
+    if family in _POSITION_TABLE:
         _read_positions(family, fields)
     if family == "opt":
         fields["qkv_bias"] = fields["o_bias"] = fields["mlp_bias"] = flag("enable_bias", True)

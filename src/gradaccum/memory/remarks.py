@@ -47,7 +47,7 @@ def _positions(setup: Setup) -> Iterator[Finding]:
         )
         action = f"Take -s {model.positions} or less" + ("." if cannot else ", or scale its rotary positions.")
         source = "max_position_embeddings, or n_positions, of the model's config"
-        there = length <= model.positions
+        there = length <= model.positions or not model.positions
     if not there:
         yield Finding("GA032", "warning", message, action, source)
 

@@ -108,7 +108,8 @@ def _config(transformers: Any, model: Model, config: Mapping[str, object] | str 
     for field, names in NAMES.items():
         for name in names:
             # A width of heads that is not the usual one may have no default to be found by.
-            if hasattr(model, field) and (hasattr(made, name) or name == "head_dim"):
+            known = hasattr(model, field) and (field != "positions" or model.positions)
+            if known and (hasattr(made, name) or name == "head_dim"):
                 setattr(made, name, getattr(model, field))
     made.tie_word_embeddings = model.tied
     return made
