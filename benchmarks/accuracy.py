@@ -3,7 +3,8 @@
     make accuracy                                   # all of it: makes an environment for each pair of versions
     python -m benchmarks.accuracy --keep-traces     # the traces of the last time; seconds instead of minutes
 
-Writes results/accuracy.json, and from it docs/accuracy.md, docs/accuracy.svg and the package's memory/evidence.json.
+Writes results/accuracy.json, and from it docs/accuracy.md, docs/accuracy.svg, the figures that docs/fit.md quotes, and
+the package's memory/evidence.json.
 
 transformers, peft and bitsandbytes are needed to trace a measured step, because it is theirs: no other code makes the
 same tensors live and die in the same order. They are no dependency of this package, so they are installed into
@@ -125,12 +126,18 @@ def judged(case: Case, said: Mapping[str, Any], margin: float = 0) -> str:
 
 
 def regimes(records: Iterable[Record]) -> list[Record]:
-    """Measured cases and worst error of each engine and regime, in tenths of a percent, rounded up."""
-    sums: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: {"allocated": [], "reserved": []})
+    """Measured cases and worst error of each engine and regime, in tenths of a percent, rounded up.
+
+    `cases` are those of which what was allocated is known, `process_cases` those of which the whole process alone is.
+    """
+    sums: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(
+        lambda: {"allocated": [], "reserved": [], "process": []}
+    )
     for record in records:
         for engine in (CLOSED_FORM, TRACE):
-            for name, error in record[engine].get("error_percent", {}).items():
-                if name in ("allocated", "reserved"):
+            found = record[engine].get("error_percent", {})
+            for name, error in found.items():
+                if name in ("allocated", "reserved") or (name == "process" and "allocated" not in found):
                     sums[engine, *record["regime"]][name].append(-(-round(abs(error) * 10_000) // 1000))
     return [
         {
@@ -139,6 +146,8 @@ def regimes(records: Iterable[Record]) -> list[Record]:
             "cases": len(found["allocated"]),
             "worst_allocated": max(found["allocated"], default=None),
             "worst_reserved": max(found["reserved"], default=None),
+            "process_cases": len(found["process"]),
+            "worst_process": max(found["process"], default=None),
         }
         for (engine, *regime), found in sorted(sums.items())
     ]

@@ -134,13 +134,16 @@ def test_regimes_have_the_worst_error_rounded_up():
         said = {CLOSED_FORM: {}, TRACE: {}, engine: {"error_percent": {"allocated": error, "process": 50.0}}}
         return {"regime": ["eager", "fp16", "one GPU"], **said}
 
-    assert regimes([record(0.11), record(-0.2), record(0.0)]) == [
+    alone = {**record(0.0), TRACE: {"error_percent": {"process": -6.75}}}
+    assert regimes([record(0.11), record(-0.2), record(0.0), alone]) == [
         {
             "engine": TRACE,
             "regime": ["eager", "fp16", "one GPU"],
             "cases": 3,
             "worst_allocated": 2,
             "worst_reserved": None,
+            "process_cases": 1,
+            "worst_process": 68,
         }
     ]
     assert regimes([record(0.2001)])[0]["worst_allocated"] == 3

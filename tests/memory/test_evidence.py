@@ -17,7 +17,8 @@ MODEL = find_model("llama-3.2-1b")
 
 def known(*rows: tuple[str, list[str], int, int]):
     names = ("engine", "regime", "cases", "worst_allocated")
-    return tuple(dict(zip(names, row, strict=True), worst_reserved=None) for row in rows)
+    unmeasured = {"worst_reserved": None, "process_cases": 0, "worst_process": None}
+    return tuple({**dict(zip(names, row, strict=True)), **unmeasured} for row in rows)
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_a_regime_of_its_own_has_the_nearest_beside_it(two_regimes):
     found = evidence(Setup(model=MODEL, sequence_length=64))
     assert (found.cases, found.worst, found.margin) == (0, None, 15)
     assert str(found) == (
-        "fp16, eager attention, one GPU: 20 measured cases, worst 0.3%; "
-        "yours (bf16, flash attention, one GPU): no measured case, ±15%"
+        "yours (bf16, flash attention, one GPU): no measured case, ±15%; "
+        "nearest fp16, eager attention, one GPU: 20 measured cases, worst 0.3%"
     )
     several = evidence(Setup(model=MODEL, sequence_length=64, dtype="fp16", strategy="fsdp2", num_gpus=4))
     assert several.nearest is not None
@@ -77,7 +78,25 @@ def test_of_two_neighbours_the_one_with_a_fused_kernel_and_whole_weights(monkeyp
 
 def test_few_cases_are_told_but_not_trusted(two_regimes):
     found = evidence(Setup(model=MODEL, sequence_length=64, dtype="fp32"))
-    assert str(found).endswith("yours (fp32, flash attention, one GPU): 1 measured case, worst 0.2%, ±15%")
+    assert str(found).startswith("yours (fp32, flash attention, one GPU): 1 measured case, worst 0.2%, ±15%; nearest ")
+
+
+def test_runs_of_which_the_process_alone_was_measured_are_told_apart():
+    found = Evidence("bf16", 0, None, None, 7, 68)
+    assert str(found) == (
+        "bf16: no measured case of what is allocated, 7 measured cases, worst 6.8% of the process alone, ±15%"
+    )
+    assert (found.margin, found.cases) == (UNMEASURED, 0)
+    assert str(Evidence("fp16", 9, 4, None, 1, 68)) == (
+        "fp16: 9 measured cases, worst 0.4%, 1 measured case, worst 6.8% of the process alone, ±2%"
+    )
+
+
+def test_what_the_accuracy_page_shows_is_not_denied():
+    """Seven runs of Unsloth's are there, of which the process alone was measured."""
+    how = {"quantization": "nf4", "lora_rank": 16, "attention": "efficient"}
+    found = evidence(Setup(model=MODEL, sequence_length=64, **how))
+    assert (found.cases, found.process_cases) == (0, 7)
 
 
 def test_engines_have_their_own(two_regimes):

@@ -119,11 +119,11 @@ def test_what_two_engines_say_is_shown():
     found = {
         **FITS,
         "engine": "trace",
-        "evidence": {**FITS["evidence"], "words": "20 measured cases, worst 0.3%; yours: none"},
+        "evidence": {**FITS["evidence"], "words": "yours: none; nearest 20 measured cases, worst 0.3%"},
         "engines": [{**engine, "engine": "trace", "traces": [1, 2]}, {**engine, "engine": "closed form", "traces": []}],
         "disagreement": {"bytes": -5, "percent": "-1.50"},
     }
     text = words(parse(str(found_parts(found, "A100", None))))
     assert "Peak by the trace: 1 GiB, end of forward, traced at micro-batch 1, 2." in text
-    assert "Evidence: 20 measured cases, worst 0.3%; yours: none. Engine: trace." in text
+    assert "Evidence: yours: none; nearest 20 measured cases, worst 0.3%. Engine: trace." in text
     assert "They differ by \u22121.50%." in text

@@ -45,13 +45,16 @@ class Evidence:
     """How many measured runs of this regime the prediction was compared with, and the worst error.
 
     worst: tenths of a percent of what was allocated; None without a run. nearest: the evidence of the regime that has
-    most in common with this one, where this one is not known itself.
+    most in common with this one, where this one is not known itself. process_cases, worst_process: the same of runs of
+    which the whole process alone was measured; no margin of the tensors follows from these.
     """
 
     regime: str
     cases: int
     worst: int | None
     nearest: Evidence | None = None
+    process_cases: int = 0
+    worst_process: int | None = None
 
     @property
     def margin(self) -> int:
@@ -59,12 +62,15 @@ class Evidence:
         return UNMEASURED if self.worst is None or self.cases < FEW else max(LEAST, -(-self.worst // 10))
 
     def __str__(self) -> str:
-        count = "no measured case" if not self.cases else "1 measured case"
-        measured = f"{self.cases} measured cases" if self.cases > 1 else count
-        error = "" if self.worst is None else f", worst {self.worst // 10}.{self.worst % 10}%"
+        measured = _measured_words(self.cases, self.worst)
+        if self.process_cases:
+            of_process = _measured_words(self.process_cases, self.worst_process)
+            measured = (
+                f"{measured}{' of what is allocated' if not self.cases else ''}, {of_process} of the process alone"
+            )
         if self.nearest is None:
-            return f"{self.regime}: {measured}{error}, \u00b1{self.margin}%"
-        return f"{self.nearest.summary}; yours ({self.regime}): {measured}{error}, \u00b1{self.margin}%"
+            return f"{self.regime}: {measured}, \u00b1{self.margin}%"
+        return f"yours ({self.regime}): {measured}, \u00b1{self.margin}%; nearest {self.nearest.summary}"
 
     @property
     def summary(self) -> str:
@@ -80,6 +86,11 @@ class Evidence:
             "margin": self.margin,
             "words": str(self),
         }
+
+
+def _measured_words(cases: int, worst: int | None) -> str:
+    count = "no measured case" if not cases else "1 measured case" if cases == 1 else f"{cases} measured cases"
+    return count if worst is None else f"{count}, worst {worst // 10}.{worst % 10}%"
 
 
 SPLITS = {"tensor_parallel": "TP", "pipeline_parallel": "PP", "context_parallel": "CP", "expert_parallel": "EP"}
@@ -116,7 +127,8 @@ def evidence(setup: Setup, engine: str = CLOSED_FORM) -> Evidence:
     if cases < FEW and near:
         closest = max(near, key=lambda other: _common(mine, other))
         nearest = Evidence(str(closest), known[closest]["cases"], known[closest]["worst_allocated"])
-    return Evidence(str(mine), cases, worst, nearest)
+    of_process = (row["process_cases"], row["worst_process"]) if row else (0, None)
+    return Evidence(str(mine), cases, worst, nearest, *of_process)
 
 
 def evidence_of_own(words: str) -> Evidence:
@@ -142,7 +154,7 @@ def _common(one: Regime, other: Regime) -> tuple[bool, ...]:
 
 @functools.cache
 def measured() -> tuple[dict[str, Any], ...]:
-    """The rows of evidence.json: engine, regime, cases, worst_allocated and worst_reserved in tenths of a percent."""
+    """The rows of evidence.json: engine, regime, cases, process_cases, and the worst of each in tenths of a percent."""
     import json
 
     beside = __file__.rpartition("/")[0] + "/"

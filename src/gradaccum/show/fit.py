@@ -80,7 +80,7 @@ def _bar(memory: Mapping[str, Any]) -> str:
 
 def _evidence(evidence: Mapping[str, Any]) -> str:
     words: str = evidence["words"]
-    return words.replace("\u00b1", "+-").replace("; yours", ";\n          yours")
+    return words.replace("\u00b1", "+-").replace("; nearest", "\n          nearest")
 
 
 def _engine(engine: Mapping[str, Any]) -> str:
