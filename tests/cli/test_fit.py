@@ -18,6 +18,10 @@ def build(micro_batch):
 def fails(micro_batch):
     raise FileNotFoundError("data.bin")
 
+def chooses(micro_batch):
+    module, batch = torch.nn.Linear(64, 64), torch.zeros(micro_batch, 64)
+    return module, torch.optim.SGD(module.parameters()), lambda: module(batch).mean().backward()
+
 def quotes(micro_batch):
     raise ValueError("num_gpus and micro_batch of my own")
 """
@@ -72,6 +76,7 @@ def test_a_step_of_ones_own_is_traced(capsys):
     assert main(flags) == 0
     out = capsys.readouterr().out
     assert "own_step:build, adamw" in out
+    assert out.startswith("micro-batch 1,048,576 or more fits on Tesla T4 16 GB\n")  # no larger one is looked at
     assert "engine    trace: peak " in out
     assert "traced at micro-batch 2, " in out
     assert "64 micro-batch x 1 GPUs x 1 accumulation steps = 64" in out
@@ -80,6 +85,14 @@ def test_a_step_of_ones_own_is_traced(capsys):
     assert (found["model"], found["engine"]) == ("own_step:build", "trace")
     assert found["engines"][0]["traces"][0] == 2
     assert sum(line["bytes"] for line in found["memory"]["ledger"]) == found["memory"]["peak_bytes"]
+
+
+@pytest.mark.usefixtures("own_step")
+def test_an_optimizer_of_its_own_is_not_called_adamw(capsys):
+    assert main(["fit", "--model", "own_step:chooses", "--gpu", "t4"]) == 0
+    assert "own_step:chooses, an optimizer of its own\n" in capsys.readouterr().out
+    assert main(["fit", "--model", "own_step:chooses", "--gpu", "t4", "--optimizer", "adamw"]) == 2
+    assert "--optimizer is made by own_step:chooses itself: leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("own_step")

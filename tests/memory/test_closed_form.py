@@ -113,6 +113,16 @@ def test_the_loss_in_four_forms():
     assert loss(loss="fused") == pytest.approx(4 * hidden, rel=0.01)
 
 
+def test_what_an_expert_keeps_is_no_cast():
+    """In one type nothing is cast; 4 bytes for each expert say where its rows end, kept once for both products."""
+    model = find_model("mixtral-8x7b")
+    lines = {line.name: line for line in _lines(Setup(model=model, sequence_length=64), END_OF_FORWARD)}
+    assert lines["ends of each expert's rows"].bytes == model.layers * 4 * model.experts
+    assert "casts of weights" not in lines
+    mixed = _lines(Setup(model=model, sequence_length=64, dtype="bf16-mixed"), END_OF_FORWARD)
+    assert "casts of weights, experts' ends" in [line.name for line in mixed]
+
+
 def test_autocast_keeps_casts_of_weights_for_the_backward_pass():
     """2 bytes for each weight of a linear layer, the head's too, beside 16 for each parameter."""
     model = find_model("llama-3.1-8b")

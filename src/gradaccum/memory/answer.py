@@ -172,7 +172,7 @@ class Fit:
     max_micro_batch: the largest whose expected bytes fit, 0 where none does; surely: the largest that fits at worst;
     at_best: the largest that fits at best. plan: None where nothing fits, or no target was given. findings: about the
     memory; those about the plan are the plan's. engines: what each engine says, the one that answers first; empty is
-    the closed form alone.
+    the closed form alone. most: no micro-batch beyond this was looked at.
     """
 
     setup: Setup | Step
@@ -185,6 +185,7 @@ class Fit:
     curve: tuple[tuple[int, Memory], ...]
     changes: tuple[Change, ...]
     findings: tuple[Finding, ...]
+    most: int
     engines: tuple[Engine, ...] = ()
 
     @property
@@ -224,6 +225,7 @@ class Fit:
             "max_micro_batch": self.max_micro_batch,
             "max_micro_batch_surely": self.surely,
             "max_micro_batch_at_best": self.at_best,
+            "most_looked_at": self.most,
             "micro_batch": self.setup.micro_batch if self.max_micro_batch else None,
             "plan": self.plan and self.plan.to_dict(),
             "memory": self.memory.to_dict(),

@@ -51,6 +51,7 @@ PIPELINE = "megatron/core/pipeline_parallel/schedules.py"
 SEQUENCE_PARALLEL = "megatron/core/tensor_parallel/layers.py: one buffer for inputs that are gathered"
 RING = "transformer_engine/pytorch/attention: two buffers for keys and values of another rank"
 DISPATCH = "megatron/core/transformer/moe/token_dispatcher.py; every expert as many tokens as another"
+GROUPED = "transformers/integrations/moe.py:grouped_mm_experts_forward; aten/src/ATen/autocast_mode.cpp:cached_cast"
 CACHE = "aten/src/ATen/autocast_mode.cpp:cached_cast"
 
 
@@ -244,7 +245,7 @@ class _Step:
         return [
             Line(name, bytes_, f"T ({terms})", source),
             Line("embedding's norm and dropout", self._in_stream(bottom), f"T ({formula})", AUTOGRAD),
-            Line("casts of weights", copies, "kept for the backward pass", CACHE),
+            self._fixed("weights", copies, [kind.kept_fixed for _, kind in present]),
         ]
 
     def _computing(self, kind: Layer) -> list[Line]:
@@ -259,7 +260,7 @@ class _Step:
                 self._per_token(moment.moving, "at their most"),
                 DERIVATIVES,
             ),
-            Line("casts of one layer's weights", moment.kept_fixed, "kept for the backward pass", CACHE),
+            self._fixed("one layer's weights", moment.kept_fixed, [kind.kept_fixed]),
             Line(
                 "one weight's gradient, or the weight dequantised",
                 moment.moving_fixed,
@@ -267,6 +268,14 @@ class _Step:
                 DERIVATIVES,
             ),
         ]
+
+    def _fixed(self, whose: str, count: int, of_layers: list[int]) -> Line:
+        """What is kept whatever the micro-batch. of_layers: the bytes of each kind of layer."""
+        ends = 4 * self.setup.model.experts
+        if not ends:
+            return Line(f"casts of {whose}", count, "kept for the backward pass", CACHE)
+        name = "ends of each expert's rows" if max(of_layers, default=0) <= ends else f"casts of {whose}, experts' ends"
+        return Line(name, count, "4 bytes for each expert: where its rows end, kept for the backward pass", GROUPED)
 
     def _per_token(self, count: int, words: str) -> str:
         return f"T x {count // self.setup.sequence_length:,} bytes: {words}"

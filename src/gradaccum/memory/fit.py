@@ -64,6 +64,7 @@ def fit(setup: Setup, gpu: Gpu, target_batch: int | None = None) -> Fit:
         curve=tuple((each, at(each)) for each in along(largest)),
         changes=found,
         findings=remarks(chosen, gpu, memory, surely, found),
+        most=LARGEST,
     )
 
 

@@ -63,9 +63,13 @@ def _headline(found: Mapping[str, Any], gpu: str) -> str:
     if not found["max_micro_batch"]:
         return f"nothing fits on {gpu}"
     names = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
-    largest, surely, at_best = [show_count(found[name]) for name in names]
+    largest, surely, at_best = [_count(found[name], found["most_looked_at"]) for name in names]
     sure = "" if surely == largest else f" ({surely} surely, {at_best} at best)"
     return f"micro-batch {largest} fits on {gpu}{sure}"
+
+
+def _count(micro_batch: int, most: int) -> str:
+    return show_count(micro_batch) + (" or more" if micro_batch == most else "")
 
 
 def _bar(memory: Mapping[str, Any]) -> str:

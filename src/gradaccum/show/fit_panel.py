@@ -194,9 +194,12 @@ def headline(found: Found, gpu: str, plan: tuple[str, Child] | None) -> Markup:
         aside = f"on {gpu}"
     else:
         aside = f"{brief(surely)} surely, {brief(at_best)} at best, on {gpu}"
+    shown = brief(largest) if largest else "none"
+    if largest == found["most_looked_at"]:
+        shown += " or more"
     verdict = memory["verdict"]
     figures = [
-        _figure("first", "Largest micro-batch", brief(largest) if largest else "none", aside),
+        _figure("first", "Largest micro-batch", shown, aside),
         _figure("plan", "Then the plan is", *plan) if plan else None,
         _figure(
             "verdict " + verdict.replace(" ", "-"),

@@ -201,7 +201,7 @@ def _fit() -> Schema:
     line: Schema = {"name": TEXT, "bytes": INTEGER, "source": TEXT}
     memory.update({"peak_at": TEXT, "verdict": {"enum": ["fits", "marginal", "does not fit"]}})
     memory.update({"ledger": _list(_object({**line, "formula": TEXT})), "outside": _list(_object(line))})
-    counts = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
+    counts = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best", "most_looked_at")
     return _object(
         {
             "schema_version": {"const": 1},

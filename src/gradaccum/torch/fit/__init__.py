@@ -8,6 +8,7 @@ largest         the search, and the answer
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gradaccum.errors import InputError, MissingExtraError, Problem
@@ -20,6 +21,7 @@ except ImportError:
 from gradaccum.torch.build import calling, find_build, with_usual_length
 from gradaccum.torch.fit.hub import from_setup
 from gradaccum.torch.fit.largest import OutOfTime, Question, fit_step
+from gradaccum.torch.fit.optimizers import make_optimizer
 from gradaccum.torch.fit.step import from_function, from_module
 
 if TYPE_CHECKING:
@@ -53,7 +55,14 @@ def fit_own(
     function that takes them sequence_length, dtype, checkpointing, attention. Raises InputError for what cannot be
     read, TraceError for a step that cannot be followed, OutOfTime.
     """
-    optimizer = how.pop("optimizer", "adamw")
+    said = how.pop("optimizer", None)
+    optimizer = "adamw" if said is None else said
+    used: list[object] = []
+
+    def ours(parameters: Any) -> torch.optim.Optimizer:
+        used.append(optimizer)
+        return make_optimizer(optimizer, parameters)
+
     accum_steps, num_gpus = how.pop("accum_steps", None), how.pop("num_gpus", 1)
     _of_one_gpu(how.pop("strategy", None), num_gpus)
     unknown = [name for name in how if name not in OF_THE_STEP]
@@ -68,7 +77,7 @@ def fit_own(
         if how:
             raise InputError(*[Problem(name, "is decided by the module itself: leave it out") for name in how])
         name = type(model).__name__
-        build, doubts = from_module(model, batch, loss, optimizer)
+        build, doubts = from_module(model, batch, loss, ours)
     else:
         if batch is not None or loss is not None:
             raise InputError(Problem("batch", "and loss are what the function returns: leave them out"))
@@ -76,9 +85,9 @@ def fit_own(
         called = model.rpartition(":")[2] if isinstance(model, str) else getattr(model, "__name__", "the function")
         name = model if isinstance(model, str) else called
         how = dict(with_usual_length(function, how))
-        build, doubts = from_function(calling(called, function), optimizer, how)
+        build, doubts = from_function(calling(called, function), ours, how)
     words = optimizer if isinstance(optimizer, str) else "an optimizer of its own"
-    return fit_step(
+    found = fit_step(
         build,
         Question(
             gpu=gpu,
@@ -93,6 +102,11 @@ def fit_own(
             doubts=doubts,
         ),
     )
+    if used:
+        return found
+    if said is not None:
+        raise InputError(Problem("optimizer", f"is made by {name} itself: leave it out"))
+    return replace(found, setup=replace(found.setup, words="an optimizer of its own"))
 
 
 def fit_setup(

@@ -307,6 +307,7 @@ def _answer(question: Question, replays: Replays, largest: int) -> Fit:
         curve=tuple((each, replays.memory(each)) for each in along(largest)),
         changes=found,
         findings=tuple(sorted(findings, key=lambda finding: finding.severity != "warning")),
+        most=LARGEST,
         engines=engines,
     )
 
