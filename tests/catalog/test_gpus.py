@@ -290,7 +290,7 @@ def test_no_amount_of_memory(typed: str | int):
 @pytest.mark.parametrize("typed", ["", "   ", "---", "🙂", "<script>", "b\x00", "5", "z" * 1_000_000])
 def test_nonsense_is_answered_at_once_and_shown_short(typed: str):
     found = problem(typed)
-    assert len(found.nearest) == 3
+    assert found.nearest == ()  # no three names that share hardly a letter with it
     assert len(found.message) < 120
     assert found.message.isprintable()
 

@@ -284,6 +284,13 @@ def test_a_miss_is_never_a_guess_and_names_the_nearest(typed: str, nearest: str)
     assert all(find_model(name).id == name for name in found.nearest)
 
 
+def test_nonsense_is_near_to_nothing():
+    with pytest.raises(InputError) as caught:
+        find_model("asdfgh")
+    assert caught.value.problems[0].nearest == ()
+    assert "such as llama-3.2-1b: 'asdfgh'" in str(caught.value)
+
+
 @given(st.sampled_from(ROWS), st.data())
 def test_case_and_separators_do_not_count(model: Model, data: st.DataObject):
     parts = model.id.split("-")

@@ -367,7 +367,7 @@ def find_model(name: str) -> Model:
     """The model whose id or alias is `name`: `llama-3.1-8b`, `Llama 3.1 8B`, `meta-llama/Llama-3.1-8B`.
 
     Case, spaces, hyphens and underscores do not count, nor does what stands before a slash, if the rest is known.
-    Raises InputError on field `model`, with the three nearest ids, where there is no such model.
+    Raises InputError on field `model`, with the nearest ids, where there is no such model.
     """
     wanted = normalise(name)
     ids = _spellings()
@@ -378,6 +378,8 @@ def find_model(name: str) -> Model:
 
     nearest = nearest_ids(wanted.split("/")[-1], ids)
     message = f"names no model of the catalog: {quote(name)}; a config.json of its own is read too"
+    if not nearest:
+        message = f"names no model of the catalog, such as llama-3.2-1b: {quote(name)}; a config.json is read too"
     raise InputError(Problem("model", message, nearest))
 
 

@@ -100,7 +100,9 @@ def find_run(name: str) -> PublishedRun:
             return run
     from gradaccum.units import quote
 
-    raise InputError(Problem("preset", f"names no published run: {quote(name)}", nearest_ids(wanted, ids)))
+    raise InputError(
+        Problem("preset", f"names no published run: {quote(name)}", nearest_ids(wanted, ids, even_far=True))
+    )
 
 
 def _unless_one(degree: int | None) -> int | None:

@@ -18,6 +18,7 @@ try:
 except ImportError:
     raise MissingExtraError("a trace", "torch", "torch") from None
 
+from gradaccum.memory.answer import Step
 from gradaccum.torch.build import calling, find_build, with_usual_length
 from gradaccum.torch.fit.hub import from_setup
 from gradaccum.torch.fit.largest import OutOfTime, Question, fit_step
@@ -106,6 +107,7 @@ def fit_own(
         return found
     if said is not None:
         raise InputError(Problem("optimizer", f"is made by {name} itself: leave it out"))
+    assert isinstance(found.setup, Step)
     return replace(found, setup=replace(found.setup, words="an optimizer of its own"))
 
 
