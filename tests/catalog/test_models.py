@@ -288,7 +288,7 @@ def test_nonsense_is_near_to_nothing():
     with pytest.raises(InputError) as caught:
         find_model("asdfgh")
     assert caught.value.problems[0].nearest == ()
-    assert "such as llama-3.2-1b: 'asdfgh'" in str(caught.value)
+    assert "'asdfgh'; take one such as llama-3.2-1b, or a config.json" in str(caught.value)
 
 
 @given(st.sampled_from(ROWS), st.data())

@@ -19,6 +19,7 @@ from gradaccum.web.fit_options import FLAG, NAMES, WORD
 from gradaccum.web.openapi import openapi
 from gradaccum.web.page import answer, plan_or_errors, render_page
 from gradaccum.web.server import create_app
+from gradaccum.web.trace import can_trace
 from tests.show.markup import having, parse, words
 from tests.web.test_server import VALUES
 
@@ -55,6 +56,20 @@ def test_the_api_answers_as_python_does(client, query, how):
     assert shown.status_code == 200
     wanted = gradaccum.fit(model="llama-3.2-1b", gpu="rtx-4090", **{"target_batch": 500, **how}).to_dict()
     assert shown.json() == json.loads(json.dumps(wanted))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_trace_is_offered_where_it_can_be_made(client, monkeypatch, there):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    can_trace.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found("json") if there else None)
+    try:
+        for place in ("/", "/live/fit", "/live/fit/panel"):
+            assert ("Trace the real step" in client.get(f"{place}?{ASKED}&num_gpus=1").text) == there
+    finally:
+        can_trace.cache_clear()
 
 
 def test_an_image_model_has_the_tokens_of_an_image(client):

@@ -379,7 +379,7 @@ def find_model(name: str) -> Model:
     nearest = nearest_ids(wanted.split("/")[-1], ids)
     message = f"names no model of the catalog: {quote(name)}; a config.json of its own is read too"
     if not nearest:
-        message = f"names no model of the catalog, such as llama-3.2-1b: {quote(name)}; a config.json is read too"
+        message = f"names no model of the catalog: {quote(name)}; take one such as llama-3.2-1b, or a config.json"
     raise InputError(Problem("model", message, nearest))
 
 

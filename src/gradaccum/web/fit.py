@@ -154,27 +154,27 @@ def fit_or_errors(query: str) -> tuple[bool, dict[str, object]]:
 # The panel
 
 
-def render_panel(query: str) -> Markup:
-    """The whole panel, open."""
+def render_panel(query: str, tracing: bool = True) -> Markup:
+    """The whole panel, open. tracing: whether a server, if there is one, can trace."""
     found = fit_answer(query)
     close = found.asked.link(dict.fromkeys(NAMES, ""))
-    return panel(_inputs(found.asked), _errors(found), close, _found(found))
+    return panel(_inputs(found.asked), _errors(found), close, _found(found, tracing))
 
 
 PANEL["html"] = render_panel
 
 
-def render_fit(query: str, whole: bool = False) -> dict[str, object]:
+def render_fit(query: str, whole: bool = False, tracing: bool = True) -> dict[str, object]:
     """What an edit changes in the panel, ready for JSON: what was found, and what is wrong by input.
 
-    whole: the panel with its inputs instead, as a link asks for it; "" closes it.
+    whole: the panel with its inputs instead, as a link asks for it; "" closes it. tracing: as in render_panel.
     """
     found = fit_answer(query)
     if whole:
-        fit: dict[str, object] = {"panel": str(render_panel(query)) if found.asked.fit else ""}
+        fit: dict[str, object] = {"panel": str(render_panel(query, tracing)) if found.asked.fit else ""}
     else:
         errors = {name: str(words) for name, words in _errors(found).items()}
-        fit = {"found": str(_found(found)), "errors": errors}
+        fit = {"found": str(_found(found, tracing)), "errors": errors}
     return {"fit": fit, "summary": _summary(found)}
 
 
@@ -216,7 +216,7 @@ def _errors(found: FitAnswer) -> dict[str, Markup]:
     return errors
 
 
-def _found(found: FitAnswer) -> Markup:
+def _found(found: FitAnswer, tracing: bool) -> Markup:
     asked, fitting = found.asked, found.fit
     if fitting is None:
         others = [each for each in found.problems if each.field not in NAMES]
@@ -224,13 +224,14 @@ def _found(found: FitAnswer) -> Markup:
     plan = _plan_with(asked, fitting)
     then = _plan_words(asked, fitting, plan) if plan else None
     own = asked.headline.micro_batch if asked.headline else None
+    button = el("button", {"class": "served-only", "id": "trace", "type": "button"}, "Trace the real step")
     return fragment(
         found_parts(fitting.to_dict(), fitting.gpu.name, applying(asked), then, own),
         _own_words(fitting, own),
         el(
             "p",
             {"class": "fit-more"},
-            el("button", {"class": "served-only", "id": "trace", "type": "button"}, "Trace the real step"),
+            button if tracing else None,
             el("a", {"class": "served-only", "href": "api/fit?" + asked.query()}, "This fit as JSON"),
         ),
         el("div", {"id": "traced"}),

@@ -44,7 +44,7 @@ FIRST_FIT = "model=llama-3.2-1b&gpu=a100-sxm-80gb"
 """What the panel of what fits shows at first."""
 
 
-PANEL: dict[str, Callable[[str], Markup]] = {}
+PANEL: dict[str, Callable[[str, bool], Markup]] = {}
 """What draws the panel of what fits: `fit.py` fills it. The static page loads that once somebody asks for it."""
 
 
@@ -147,14 +147,15 @@ def inputs_of(run: PublishedRun, own: Mapping[str, str]) -> dict[str, str]:
     return with_defaults(values)
 
 
-def render_page(query: str, assets: str = "static/", policy: str = "") -> str:
+def render_page(query: str, assets: str = "static/", policy: str = "", tracing: bool = True) -> str:
     """The whole page as HTML. query: without the "?"; assets: where its stylesheet, scripts and icon lie.
 
-    policy: the Content-Security-Policy of a page without a server, which has no other place for it.
+    policy: the Content-Security-Policy of a page without a server, which has no other place for it. tracing: whether a
+    server, if there is one, can trace.
     """
     asked = answer(query)
     parts, errors = _parts(asked), _errors(asked)
-    parts["fit"] = _panel(asked, query)
+    parts["fit"] = _panel(asked, query, tracing)
     return document(
         title_of(asked.headline) if asked.headline else "No plan yet \u00b7 gradaccum",
         summary(asked.headline) if asked.headline else "The inputs give no plan.",
@@ -323,9 +324,9 @@ def _what_fits(asked: Answer) -> Markup:
     return el("a", {"class": "way-to-fit", "data-add": FIRST_FIT, "href": address}, "What fits on my GPU?")
 
 
-def _panel(asked: Answer, query: str) -> Markup:
+def _panel(asked: Answer, query: str, tracing: bool) -> Markup:
     """The panel of what fits, where the query asks for it."""
-    return PANEL["html"](query) if asked.fit and "html" in PANEL else EMPTY
+    return PANEL["html"](query, tracing) if asked.fit and "html" in PANEL else EMPTY
 
 
 @functools.cache

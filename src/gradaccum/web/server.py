@@ -29,7 +29,7 @@ from gradaccum.errors import InputError
 from gradaccum.web.fit import fit_or_errors, render_fit
 from gradaccum.web.openapi import openapi
 from gradaccum.web.page import plan_or_errors, read, render_live, render_page, render_rest
-from gradaccum.web.trace import Traces
+from gradaccum.web.trace import Traces, can_trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def create_app(hosts: Collection[str] = LOOPBACK) -> Starlette:
 
 
 async def _page(request: Request) -> Response:
-    return Response(render_page(request.url.query), media_type="text/html", headers=FRESH)
+    return Response(render_page(request.url.query, tracing=can_trace()), media_type="text/html", headers=FRESH)
 
 
 async def _live(request: Request) -> Response:
@@ -95,11 +95,11 @@ async def _rest(request: Request) -> Response:
 
 
 async def _fit(request: Request) -> Response:
-    return JSONResponse(render_fit(request.url.query))
+    return JSONResponse(render_fit(request.url.query, tracing=can_trace()))
 
 
 async def _fit_panel(request: Request) -> Response:
-    return JSONResponse(render_fit(request.url.query, whole=True))
+    return JSONResponse(render_fit(request.url.query, whole=True, tracing=can_trace()))
 
 
 async def _api_fit(request: Request) -> Response:

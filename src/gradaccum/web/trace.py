@@ -8,6 +8,8 @@ page alone, one at a time, with a limit on time and on memory; and it ends when 
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib.util
 import json
 import os
 import signal
@@ -34,6 +36,12 @@ SECONDS = 120
 
 MEMORY = 4 * 2**30
 """Bytes that its process may have, where the operating system lets a process be bound (Linux)."""
+
+
+@functools.cache
+def can_trace() -> bool:
+    """Whether what a trace needs is installed here. It is looked for, not imported."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 class Traces:
