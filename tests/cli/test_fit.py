@@ -22,6 +22,9 @@ def chooses(micro_batch):
     module, batch = torch.nn.Linear(64, 64), torch.zeros(micro_batch, 64)
     return module, torch.optim.SGD(module.parameters()), lambda: module(batch).mean().backward()
 
+def pair(micro_batch):
+    return torch.nn.Linear(64, 64), (torch.zeros(micro_batch, 64), torch.zeros(micro_batch, 64)), None
+
 def quotes(micro_batch):
     raise ValueError("num_gpus and micro_batch of my own")
 """
@@ -100,8 +103,15 @@ def test_an_optimizer_of_its_own_is_not_called_adamw(capsys):
     ("flags", "message"),
     [
         (["own_step:fails"], "fails() raised FileNotFoundError: data.bin (own_step.py, line 7)"),
-        (["own_step:quotes"], "--model quotes() raised ValueError: num_gpus and micro_batch of my own (own_step.py"),
-        (["own_step:build", "-s", "64"], "--sequence-length build() decides this itself, as it has no parameter `seq"),
+        (
+            ["own_step:quotes"],
+            "gradaccum: model quotes() raised ValueError: num_gpus and micro_batch of my own (own_step.py",
+        ),
+        (
+            ["own_step:build", "-s", "64"],
+            "gradaccum: sequence_length build() decides this itself, as it has no parameter `seq",
+        ),
+        (["own_step:pair"], "gradaccum: loss is missing: the batch is a pair, and Linear takes one argument"),
         (["own_step:bild"], "has no function 'bild' in the module own_step; nearest: own_step:build"),
         (["no_step:build"], "names a module that is not found from here: 'no_step'"),
         (["own_step:build", "--engine", "both"], "the closed form knows named models and config.json alone"),

@@ -113,7 +113,7 @@ def _with_flag(problem: Problem, argv: list[str]) -> str:
     if not problem.verbatim:
         message = named.sub(lambda match: flags[match.group()], message)
     nearest = [named.sub(lambda match: flags[match.group()], each) for each in problem.nearest]
-    head = flags.get(problem.field, problem.field)
+    head = problem.field if problem.verbatim else flags.get(problem.field, problem.field)
     text = f"{head} {message}" if head else message
     if sum(map(len, nearest)) > 60:
         return "\n".join([f"{text}; nearest:", *[f"  {each}" for each in nearest]])

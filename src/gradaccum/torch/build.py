@@ -245,7 +245,7 @@ def job_of(
         raise InputError(Problem(field, "has no parameter that is trained: none has requires_grad"))
     if loss is None and isinstance(batch, (tuple, list)) and len(batch) == 2 and num_arguments(module) == 1:
         message = f"is missing: the batch is a pair, and {type(module).__name__} takes one argument"
-        raise InputError(Problem("loss", f"{message}; give a function of its result and the target"))
+        raise InputError(Problem("loss", f"{message}; give a function of its result and the target", verbatim=True))
     given, evaluate = loss_of(batch, loss)
 
     def step() -> None:
@@ -277,7 +277,7 @@ def loss_of(batch: Any, loss: Any) -> tuple[Any, Callable[[Any], Any]]:
     if loss is None:
         return batch, own_loss
     if not callable(loss):
-        raise InputError(Problem("loss", f"is a function of the model's result, not {described(loss)}"))
+        raise InputError(Problem("loss", f"is a function of the model's result, not {described(loss)}", verbatim=True))
     if num_arguments(loss) < 2:
         return batch, loss
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
@@ -289,7 +289,8 @@ def own_loss(result: Any) -> Any:
     """The loss that a model gives itself. InputError where there is none."""
     found = result.get("loss") if isinstance(result, Mapping) else getattr(result, "loss", result)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
-        raise InputError(Problem("loss", f"is missing, and the model's result is no loss but {described(result)}"))
+        said = f"is missing, and the model's result is no loss but {described(result)}"
+        raise InputError(Problem("loss", said, verbatim=True))
     return found
 
 
