@@ -144,8 +144,6 @@ def fit_setup(
 
 
 def _of_one_gpu(strategy: str | None, num_gpus: int) -> None:
-    if num_gpus < 1:
-        raise InputError(Problem("num_gpus", f"must be at least 1, not {num_gpus}", ["1"]))
     if strategy not in (None, "ddp" if num_gpus > 1 else "single", "ddp"):
         message = f"is followed by a trace as single or ddp, not as {strategy}: it sees the step of one GPU"
         raise InputError(Problem("strategy", message, ["ddp"]))
