@@ -32,6 +32,9 @@ RANK = 16
 GPUS = (2, 4, 8, 16, 32, 64, 128)
 """Times as many GPUs: so many are looked at."""
 
+OUTDONE = {"selective", "chunked"}
+"""Words that another of the same field outdoes in bytes: these are told alone, and tried in no pair."""
+
 MOST = 2
 """Pairs of changes that are told, of those that touch the same."""
 
@@ -47,7 +50,8 @@ def changes(setup: Setup, memory: Memory, at: Callable[[Setup], Memory]) -> tupl
     tried = [*_tried(singles, setup, memory, at), *_first_that_fits(more, setup, memory, at)]
     alone = [change for _, change in tried if change.fits]
     if not any(change.fits and touches != MORE_GPUS for touches, change in tried):
-        pairs = _pairs(singles, more, setup, memory, at)
+        strong = [each for each in singles if not OUTDONE.intersection(map(str, each[1].values()))]
+        pairs = _pairs(strong, more, setup, memory, at)
         tried += [each for each in pairs if not any(set(one.values) <= set(each[1].values) for one in alone)]
     enough = sorted([each for each in tried if each[1].fits], key=_least_first)
     others = sorted([each for each in tried if not each[1].fits], key=lambda each: -each[1].bytes)
