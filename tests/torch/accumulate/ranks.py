@@ -52,6 +52,7 @@ def cases(ranks: int) -> list[Case]:
         for sized in (True, False):
             open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
             found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
+    found += [Case(wrap="ddp", partial="carry", lengths=(7,), epochs=4, sized=sized) for sized in (True, False)]
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):

@@ -72,6 +72,15 @@ def test_a_short_last_group_is_divided_by_its_own_count():
     assert -model.weight.item() == pytest.approx(1111 / 4 + 110000 / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("loader", [list, lambda batches: Unsized(batches)], ids=["sized", "unsized"])
+def test_a_carried_group_ends_with_the_micro_batch_that_fills_it(loader):
+    model, optimizer = scalar()
+    accumulator = Accumulator(model, optimizer, accum_steps=4, partial="carry")
+    first, second = [run(accumulator, model, loader(powers(6))) for _ in range(2)]
+    assert [each.reason for each in first + second] == ["", "carried", "", ""]
+    assert [each.weight for each in second] == [4, 4]
+
+
 def test_a_mean_over_few_tokens_weighs_as_little_as_they_do():
     model, optimizer = scalar()
     accumulator = Accumulator(model, optimizer, accum_steps=2)

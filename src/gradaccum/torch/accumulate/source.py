@@ -57,6 +57,7 @@ class Source:
         self.mode = self._sync.mode
         self.planned: int | None = None
         self.steps: int | None = None
+        self._carried = 0  # micro-batches that the group had when it began
         self._lengths = self._known_lengths(loader) if until_weight is None else None
         self._ends_known = self._lengths is not None and not may_skip
         if self._sync.sharded and (may_skip or self.mode == "after"):
@@ -86,7 +87,7 @@ class Source:
 
     def begin_group(self) -> bool:
         """Whether there is another group; every rank gets the same answer."""
-        carried = self._state.carried_micro_batches
+        carried = self._carried = self._state.carried_micro_batches
         self.steps = None if self.until_weight is not None else self._state.steps()
         if self.steps is not None and (self.steps < 1 or self.steps < carried):
             raise AccumulationError(
@@ -123,8 +124,7 @@ class Source:
         """Whether the group's micro-batch of this number (from 0) is known to be its last, and a step follows."""
         if self.planned is None or index + 1 < self.planned:
             return False
-        carried = self._state.carried_micro_batches
-        return self._state.partial != "carry" or carried + self.planned == self.steps
+        return self._state.partial != "carry" or self._carried + self.planned == self.steps
 
     def next(self, index: int, weight: Any) -> tuple[Any] | None:
         """The group's micro-batch of this number, in a tuple; None at its end. weight: of this rank so far."""
@@ -138,7 +138,7 @@ class Source:
                     "its __len__, or take it away so that the ranks agree on each group"
                 )
             return found
-        if self.steps is not None and index + self._state.carried_micro_batches >= self.steps:
+        if self.steps is not None and index + self._carried >= self.steps:
             return None
         while True:
             found, self._first = (self._first, None) if self._first is not None else (self._fetch(), None)
