@@ -55,6 +55,13 @@ def cases(ranks: int) -> list[Case]:
     found += [Case(wrap="ddp", partial="carry", lengths=(7,), epochs=4, sized=sized) for sized in (True, False)]
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
     for wrap in ("plain", "ddp"):
+        for runs_out in ("nowhere", "forward", "backward"):
+            found.append(Case(wrap=wrap, runs_out=runs_out, lengths=(8, 5), epochs=2, clip_norm=0.05))
+        found.append(Case(wrap=wrap, runs_out="forward", sized=False, lengths=(7,), partial="carry", epochs=2))
+        found.append(Case(wrap=wrap, runs_out="backward", accum_steps=None, until_weight=40, lengths=(9, 5)))
+    found.append(Case(wrap="ddp", reduce="every", runs_out="backward"))
+    found.append(Case(wrap="fsdp2", runs_out="nowhere", sized=False))
+    for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):
             found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
     return found

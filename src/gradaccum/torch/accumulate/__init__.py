@@ -2,6 +2,8 @@
 
 accumulator    Accumulator: the options, and the groups of a loader
 group          Group: one update's micro-batches, its backward passes and its step
+recover        the loop in one call, and a group that begins anew where memory runs out
+split          a batch cut along its samples
 source         where micro-batches come from, and what the ranks know of their number
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step

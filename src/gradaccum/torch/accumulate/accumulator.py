@@ -26,7 +26,9 @@ from gradaccum.torch.accumulate.checkpoint import pack, unpack
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
-from gradaccum.torch.accumulate.source import Source, samples_of
+from gradaccum.torch.accumulate.recover import run_groups
+from gradaccum.torch.accumulate.source import Source
+from gradaccum.torch.accumulate.split import samples_of, split
 from gradaccum.torch.accumulate.state import State
 from gradaccum.torch.accumulate.sync import Sync
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from gradaccum.core.plan import Plan
     from gradaccum.torch.accumulate.progress import Progress
+    from gradaccum.torch.accumulate.recover import LossOf, Split
+    from gradaccum.torch.accumulate.update import Update
 
 T = TypeVar("T")
 
@@ -201,6 +205,43 @@ class Accumulator:
         micro-batch is an error under DDP, whose reduction it would have carried. count: samples of a batch, or None.
         Raises AccumulationError where an earlier group was left without `step()`.
         """
+        return self._groups(loader, until_weight, may_skip, count)
+
+    def run(
+        self,
+        loader: Iterable[Any],
+        loss_of: LossOf,
+        *,
+        split: Split = split,
+        mean: bool = False,
+        until_weight: float | None = None,
+        count: Callable[[Any], int | None] = samples_of,
+    ) -> Iterator[Update]:
+        """The whole loop: yields each update of one pass over the loader, and recovers where memory runs out.
+
+        loss_of: from a batch its summed loss, of shape (), and what it sums over; with mean=True its mean loss. Forward
+        passes happen here alone. split: from a batch and a number a list of so many parts or fewer; if not given,
+        tensors are cut along their first dimension. until_weight, count: as for `groups`.
+        Where forward or backward runs out of memory, each micro-batch is split in twice as many parts, for the rest of
+        this accumulator's life (`update.micro_batch_split`), and the group begins anew: gradients, random numbers of
+        PyTorch and the models' buffers are as they were at its start, and nothing counts twice. The group's batches
+        are held until its end. Under DDP gradients are reduced in `step()`, as with reduce='after', so that ranks that
+        repeat nothing wait there, for no longer than their process group's timeout.
+        Raises AccumulationError where a batch cannot be split further, and, a sharded model's, where memory runs out.
+        After an error in a pass all is as it was before the group.
+        """
+        recovers = not self.sync.sharded
+        groups = self._groups(loader, until_weight, recovers, count, unsynchronised=recovers)
+        return run_groups(groups, self._state, loss_of, split, count, mean)
+
+    def _groups(
+        self,
+        loader: Iterable[Any],
+        until_weight: float | None,
+        may_skip: bool,
+        count: Callable[[Any], int | None],
+        unsynchronised: bool = False,
+    ) -> Iterator[Group]:
         if (until_weight is None) == (self._state.accum_steps is None):
             raise AccumulationError("a group has either accum_steps micro-batches, or until_weight")
         self._check_idle()
@@ -210,6 +251,8 @@ class Accumulator:
                 "optimizer.zero_grad(set_to_none=True) first"
             )
         source = Source(loader, self._state, until_weight, may_skip or self._state.leaves_out, count)
+        if unsynchronised:
+            source.reduce_after()
         try:
             while source.begin_group():
                 yield Group(self._state, source)

@@ -9,14 +9,15 @@ import torch
 
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.cached import run_cached
-from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.errors import IN_A_PASS, IN_THE_STEP, AccumulationError, advise
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from gradaccum.torch.accumulate.recover import LossOf
     from gradaccum.torch.accumulate.source import Source
     from gradaccum.torch.accumulate.state import State
     from gradaccum.torch.accumulate.sums import Number
@@ -30,7 +31,9 @@ class Group:
         self._state, self._source = state, source
         self.sums = state.open = state.carried or Sums()
         self.device = state.device
-        self._samples: int | None = 0  # of the micro-batch that waits for its answer
+        self.split = 1  # parts of each micro-batch
+        self._more = False  # whether another part follows of the one that waits for its answer
+        self._samples: int | None = 0  # of that one
         self._last = False  # and its backward pass reduces
         self._ended = source.planned == 0
         self._begun = False
@@ -84,8 +87,12 @@ class Group:
             self.skip()
             return
         seed = self.seed(loss, weight)
-        loss.backward(gradient=seed * weight if mean else seed)
-        self.sums.answered(self._samples, counted=True)
+        try:
+            loss.backward(gradient=seed * weight if mean else seed)
+        except Exception as error:
+            advise(error, IN_A_PASS)
+            raise
+        self.sums.answered(self._samples, counted=True, more=self._more)
         self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
         if self._witness is None:
             self._after_first(seed, weight)
@@ -106,7 +113,7 @@ class Group:
             raise AccumulationError(
                 "a sharded model's backward pass is a collective: answer with group.backward(0 * loss_sum, 0) instead"
             )
-        self.sums.answered(self._samples, counted=False)
+        self.sums.answered(self._samples, counted=False, more=self._more)
 
     def cached(self, encode: Callable[[Any], Any], loss_of: Callable[[Any], tuple[torch.Tensor, Number]]) -> None:
         """All micro-batches at once, for a loss over the whole batch, such as a contrastive one; then `step()`.
@@ -142,6 +149,24 @@ class Group:
         """Count it, and put the flags back."""
         self._state.sync.restore()
         self.sums.answered(self._source.count(batch), counted=True)
+
+    # What recover.py needs
+
+    def answer_in_parts(self, parts: Sequence[Any], loss_of: LossOf, mean: bool) -> None:
+        """Forward and backward of the parts of one micro-batch, which count as one."""
+        self.sums.waiting = True
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            self._more = left > 0
+            self._samples = self._source.count(part)
+            loss, weight = loss_of(part)
+            self._go_back(loss, weight, mean)
+
+    def begin_anew(self, sums: Sums | None) -> None:
+        """From its start, with these carried sums."""
+        self.sums = self._state.open = sums or Sums()
+        self._state.carried = sums
+        self._witness = None
+        self._more = False
 
     def _check_answer(self) -> None:
         if not self.sums.waiting:
@@ -185,6 +210,7 @@ class Group:
         state, sync = self._state, self._state.sync
         if state.expected is None:
             times = self._source.steps or 1
+            weight = weight * self.split  # of the whole micro-batch, about; ranks may split differently
             if sync.world == 1 and not isinstance(weight, torch.Tensor):
                 first = float(weight) * times
                 state.expected = first if first > 0 else 1.0
@@ -204,6 +230,13 @@ class Group:
         Raises AccumulationError where a micro-batch has no answer, or the group was left in its middle while others
         wait for its end.
         """
+        try:
+            return self._step()
+        except Exception as error:
+            advise(error, IN_THE_STEP)
+            raise
+
+    def _step(self) -> Update:
         state, sync = self._state, self._state.sync
         self._check_step()
         expected = self._expected(0)  # a rank without a micro-batch joins in
@@ -223,6 +256,11 @@ class Group:
             for each in state.optimizers:
                 state.scaler.unscale_(each)
         gradients = state.gradients()
+        if not gradients:
+            raise AccumulationError(
+                "no parameter has a gradient: the loss does not depend on those of the optimizers, but perhaps on "
+                "another copy of the model"
+            )
         if state.wants_norm:
             norm = found if beside is not None else float(norm_of(gradients))
         factor = float(expected) * sync.mean_over / total.weight
@@ -312,6 +350,7 @@ class Group:
             applied=not reason,
             reason=reason,
             micro_batches=self.sums.micro_batches,
+            micro_batch_split=self.split,
             skipped=total.skipped,
             effective_batch=total.samples,
             weight=total.weight,

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from gradaccum.torch.accumulate.errors import AccumulationError
 
@@ -18,22 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gradaccum.torch.accumulate.state import State
-
-
-def samples_of(batch: Any) -> int | None:
-    """The first dimension of the first tensor; None where there is none, or another tensor's differs."""
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else (batch,)
-    found = None
-    for each in parts:
-        if isinstance(each, torch.Tensor):
-            if each.dim():
-                size = each.size(0)
-                if found is not None and size != found:
-                    return None
-                found = size
-        elif isinstance(each, (dict, list, tuple)):
-            return samples_of(tree_leaves(batch))  # as deep as it goes, which costs ten times as long
-    return found
 
 
 class Source:
@@ -63,7 +46,16 @@ class Source:
         if self._sync.sharded and (may_skip or self.mode == "after"):
             raise AccumulationError("a sharded model's passes are collectives, so that no rank can leave one out")
         if not self._ends_known and self._sync.needs_the_end():
-            self.mode = "every" if self._sync.sharded else "after"
+            self.mode = "every" if self._sync.sharded else self._after()
+
+    def reduce_after(self) -> None:
+        """Under DDP all passes of a group run without reduction, whatever the ranks know of its end."""
+        if self._sync.kind == "ddp":
+            self.mode = self._after()
+
+    def _after(self) -> str:
+        self._sync.check_deferral()
+        return "after"
 
     def _known_lengths(self, loader: Iterable[Any]) -> list[int] | None:
         """Of each rank's loader, in batches; None where one is not sized."""
@@ -111,7 +103,7 @@ class Source:
         self.planned = counts[self._sync.rank]
         if self._ends_known and self._sync.kind == "ddp" and self._sync.world > 1:
             alike = min(counts) == max(counts) if self._sync.mode == "every" else min(counts) > 0
-            self.mode = self._sync.mode if alike else "after"
+            self.mode = self._sync.mode if alike else self._after()
         if self.mode == "after":
             self._sync.settle()
         return True

@@ -25,6 +25,7 @@ class State:
     before the first backward pass.
     progress: up to the last boundary.
     carried: of a group that waits for the next loader. open: of the group that has begun and made no step.
+    split: in how many parts `run` takes a micro-batch, on this rank.
     """
 
     sync: Sync
@@ -43,6 +44,7 @@ class State:
     expected: float | torch.Tensor | None = None
     carried: Sums | None = None
     open: Sums | None = None
+    split: int = 1
 
     @property
     def device(self) -> torch.device:
