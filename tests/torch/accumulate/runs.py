@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaccum.torch.accumulate import Accumulator
+from gradaccum.torch.accumulate import Accumulator, Update
 from tests.torch.accumulate.cases import Case, loss_of, make_model, make_optimizer, micro_batch, truth
 from tests.torch.accumulate.memory import Limited
 
@@ -57,7 +57,7 @@ def differences(case: Case) -> list[str]:
         grad_norm=True,
         process_group=dist.group.WORLD if case.wrap == "plain" and world > 1 else None,
     )
-    updates = []
+    updates: list[Update] = []
     limited = Limited(case.runs_out if rank == world - 1 else None, 1)
     for epoch in range(case.epochs):
         length = case.lengths[rank % len(case.lengths)]

@@ -5,6 +5,7 @@ group          Group: one update's micro-batches, its backward passes and its st
 recover        the loop in one call, and a group that begins anew where memory runs out
 split          a batch cut along its samples
 source         where micro-batches come from, and what the ranks know of their number
+exact          groups of an exact number of samples
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step
 buffers        sums in another type than the gradients'

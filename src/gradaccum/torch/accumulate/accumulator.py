@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gradaccum.torch.accumulate.buffers import Buffers
 from gradaccum.torch.accumulate.checkpoint import pack, unpack
 from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.exact import ExactSource
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
 from gradaccum.torch.accumulate.recover import run_groups
@@ -150,6 +151,17 @@ class Accumulator:
         begun = self._state.open or self._state.carried
         return 0 if begun is None else begun.micro_batches
 
+    @property
+    def open_samples(self) -> int | None:
+        """This rank's samples of that group; None where a batch did not say."""
+        begun = self._state.open or self._state.carried
+        return 0 if begun is None else begun.seen
+
+    @property
+    def cuts_batches(self) -> bool:
+        """Whether groups end within a batch, as an exact plan wants it."""
+        return self._state.exact is not None
+
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside models, optimizers, scaler and loader; between groups, or after a `backward`.
 
@@ -175,19 +187,28 @@ class Accumulator:
     ) -> Accumulator:
         """An accumulator of the plan's accumulation steps, for loaders of its micro-batch.
 
-        Raises AccumulationError where the plan is for another number of ranks, or has a smaller last micro-step.
+        Of an exact plan with a smaller last micro-step the batch in which a group ends is cut, and the rest begins the
+        next group. Raises AccumulationError where the plan is for another number of ranks; where it is exact in that
+        way and the model is sharded, or a rank would have no sample.
         """
-        if plan.last_micro_batch != plan.micro_batch:
-            raise AccumulationError(
-                f"this plan is exact: its last micro-step has {plan.last_micro_batch} sequences, not "
-                f"{plan.micro_batch}; take rounding='round'"
-            )
         made = cls(models, optimizers, accum_steps=plan.accum_steps, **options)
         if made.sync.world != plan.data_parallel:
             raise AccumulationError(
                 f"the plan is for {plan.data_parallel} data-parallel ranks, and {made.sync.world} are there; "
                 f"plan again with num_gpus={made.sync.world * (plan.num_gpus // plan.data_parallel)}"
             )
+        if plan.effective_batch != plan.device_batch * plan.accum_steps:
+            if made.sync.sharded:
+                raise AccumulationError(
+                    "this plan is exact, with a smaller last micro-step, and a sharded model's passes are collectives "
+                    "that every rank has as many of: plan with rounding='round'"
+                )
+            if plan.effective_batch < made.sync.world:
+                raise AccumulationError(
+                    f"this plan has {plan.effective_batch} sequences for {made.sync.world} ranks, so that one would "
+                    f"have none; plan with num_gpus={plan.effective_batch * (plan.num_gpus // plan.data_parallel)}"
+                )
+            made._state.exact = plan.effective_batch
         return made
 
     def groups(
@@ -250,7 +271,11 @@ class Accumulator:
                 "there are gradients before the first micro-batch of a group, which would be added to it: call "
                 "optimizer.zero_grad(set_to_none=True) first"
             )
-        source = Source(loader, self._state, until_weight, may_skip or self._state.leaves_out, count)
+        may_skip = may_skip or self._state.leaves_out
+        if self._state.exact is None:
+            source = Source(loader, self._state, until_weight, may_skip, count)
+        else:
+            source = ExactSource(loader, self._state, may_skip, count, self._state.exact)
         if unsynchronised:
             source.reduce_after()
         try:

@@ -317,7 +317,9 @@ class Group:
     def _why_not(self, total: Totals) -> str:
         """Why no update is made of the group, by the totals, which every rank has; "" where one is."""
         state, until = self._state, self._source.until_weight
-        if until is None:
+        if state.exact is not None:
+            short = (total.seen or 0) < state.exact
+        elif until is None:
             short = total.micro_batches < state.sync.world * (self._source.steps or 1)
         else:
             short = total.weight < until
