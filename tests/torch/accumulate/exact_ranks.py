@@ -89,7 +89,7 @@ def differences(case: Exact) -> list[str]:
         rest = [total % case.target] if total % case.target and case.partial == "step" else []
         if sizes != full + rest:
             found.append(f"updates of {sizes} samples")
-    elif max(sizes) > case.target:
+    elif max(each or 0 for each in sizes) > case.target:
         found.append(f"updates of {sizes} samples")
     if case.partial == "step" and not torch.equal(torch.cat(seen), data):
         found.append("samples were lost, doubled or mixed")

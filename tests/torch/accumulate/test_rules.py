@@ -407,6 +407,52 @@ def test_gradients_that_are_cleared_within_a_group():
         go(accumulator, powers(3), late)
 
 
+class Captured(torch.autograd.Function):
+    """Its gradient lies at the same place in each pass, as that of a replayed CUDA graph."""
+
+    place = torch.zeros((), dtype=torch.float64)
+
+    @staticmethod
+    def forward(ctx, weight, x):
+        ctx.save_for_backward(x)
+        return weight * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Captured.place.copy_(gradient * ctx.saved_tensors[0])
+        return Captured.place.detach(), None
+
+
+def captured():
+    """One weight, four gradients of .25, and their sum as plain PyTorch makes it."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    quarters = [torch.tensor([0.25], dtype=torch.float64)] * 4
+    for each in quarters:
+        Captured.apply(model.weight, each.squeeze()).backward()
+    summed, model.weight.grad = model.weight.grad.item(), None
+    return model, quarters, summed
+
+
+def test_gradients_that_the_next_pass_overwrites():
+    model, quarters, summed = captured()
+    assert summed != 1
+    accumulator = Accumulator(model, torch.optim.SGD(model.parameters(), lr=1.0), accum_steps=4)
+    with pytest.raises(AccumulationError, match=r"accumulate_in=torch\.float64"):
+        go(accumulator, quarters, lambda group, x: group.backward(Captured.apply(model.weight, x.squeeze()), 0.25))
+    assert not model.weight._backward_hooks
+    assert model.weight.item() == 0
+
+
+@pytest.mark.parametrize("kept", [torch.float64, "kahan"])
+def test_buffers_of_ones_own_are_not_overwritten(kept):
+    model, quarters, _ = captured()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    accumulator = Accumulator(model, optimizer, accum_steps=4, accumulate_in=kept)
+    go(accumulator, quarters, lambda group, x: group.backward(Captured.apply(model.weight, x.squeeze()), 0.25))
+    assert -model.weight.item() == 1.0
+
+
 def test_parameters_that_change_within_a_group():
     model, optimizer = scalar()
 

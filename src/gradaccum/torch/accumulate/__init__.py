@@ -9,6 +9,7 @@ exact          groups of an exact number of samples
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step
 buffers        sums in another type than the gradients'
+aliased        gradients that the next backward pass would overwrite
 explain        what each way to reduce holds and sends
 progress       what was consumed, and batch ramps
 checkpoint     what a restart needs; sampler: batches in an order that may be cut anew

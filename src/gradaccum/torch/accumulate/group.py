@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradaccum.torch.accumulate.aliased import WATCHED, Watch
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import IN_A_PASS, IN_THE_STEP, AccumulationError, advise
@@ -39,6 +40,7 @@ class Group:
         self._begun = False
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
         self._witness: torch.nn.Parameter | None = None  # a parameter whose gradient this group has begun
+        self._watches = False  # whether to look at it in the next backward pass
         self._versions = _versions(state) if state.carried is None else None
 
     def __iter__(self) -> Iterator[Any]:
@@ -87,11 +89,18 @@ class Group:
             self.skip()
             return
         seed = self.seed(loss, weight)
+        watch = Watch(self._witness) if self._watches and self._witness is not None else None
         try:
             loss.backward(gradient=seed * weight if mean else seed)
         except Exception as error:
             advise(error, IN_A_PASS)
             raise
+        finally:
+            if watch is not None:
+                watch.end()
+        if watch is not None:
+            self._watches = False
+            watch.check()
         self.sums.answered(self._samples, counted=True, more=self._more)
         self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
         if self._witness is None:
@@ -166,7 +175,7 @@ class Group:
         self.sums = self._state.open = sums or Sums()
         self._state.carried = sums
         self._witness = None
-        self._more = False
+        self._watches = self._more = False
 
     def _check_answer(self) -> None:
         if not self.sums.waiting:
@@ -185,6 +194,9 @@ class Group:
     def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
         """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
         self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
+        if self._witness is not None and self._state.watched < WATCHED and not self._state.sync.sharded:
+            self._state.watched += 1
+            self._watches = True
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
         if self._state.wants_noise and self.sums.first is None and not reduced:
             norm = norm_of(self._state.gradients()) / (seed * weight)
