@@ -10,7 +10,7 @@ import torch
 from gradaccum.torch.accumulate.aliased import WATCHED, Watch
 from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
 from gradaccum.torch.accumulate.cached import run_cached
-from gradaccum.torch.accumulate.errors import IN_A_PASS, IN_THE_STEP, AccumulationError, advise
+from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
@@ -40,6 +40,7 @@ class Group:
         self._begun = False
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
         self._witness: torch.nn.Parameter | None = None  # a parameter whose gradient this group has begun
+        self._broken = False  # by a backward pass that failed
         self._watches = False  # whether to look at it in the next backward pass
         self._versions = _versions(state) if state.carried is None else None
 
@@ -90,14 +91,16 @@ class Group:
             return
         seed = self.seed(loss, weight)
         watch = Watch(self._witness) if self._watches and self._witness is not None else None
+        self._broken = True  # until the pass has ended
         try:
             loss.backward(gradient=seed * weight if mean else seed)
         except Exception as error:
-            advise(error, IN_A_PASS)
+            advise(error)
             raise
         finally:
             if watch is not None:
                 watch.end()
+        self._broken = False
         if watch is not None:
             self._watches = False
             watch.check()
@@ -175,12 +178,20 @@ class Group:
         self.sums = self._state.open = sums or Sums()
         self._state.carried = sums
         self._witness = None
-        self._watches = self._more = False
+        self._broken = self._watches = self._more = False
 
     def _check_answer(self) -> None:
+        self._check_whole()
         if not self.sums.waiting:
             raise AccumulationError(
                 "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
+            )
+
+    def _check_whole(self) -> None:
+        if self._broken:
+            raise AccumulationError(
+                "a backward pass of this group failed, and may have left a part of its gradient in the sums: throw the "
+                "group away with accumulator.discard(), or let accumulator.run repeat it where memory runs out"
             )
 
     def _check_kept(self) -> None:
@@ -310,6 +321,7 @@ class Group:
         state = self._state
         if state.open is not self.sums:
             raise AccumulationError("this group has made its step; take the next one of accumulator.groups")
+        self._check_whole()
         if self.sums.waiting:
             raise AccumulationError("the last micro-batch has no answer yet: call group.backward before group.step")
         left_early = not self._ended and self.sums.micro_batches != self._source.planned

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.errors import AccumulationError, advise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -171,7 +171,11 @@ class Sync:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(values, group=self.process_group)
+            try:
+                dist.all_reduce(values, group=self.process_group)
+            except RuntimeError as error:
+                advise(error)
+                raise
         return values
 
     def gather(self, value: int, device: torch.device) -> list[int]:
