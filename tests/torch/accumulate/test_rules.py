@@ -155,6 +155,34 @@ def test_a_scaler_unscales_once_and_backs_off_once():
     assert scales == [(2.0**10, 2.0), (2.0**9, 0.0), (2.0**9, 6.0), (2.0**10, 1.0)]
 
 
+def test_a_scaler_that_is_switched_off_is_none():
+    model, optimizer = scalar()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    accumulator = Accumulator(model, optimizer, accum_steps=2, scaler=scaler, grad_norm=True)
+    assert [each.reason for each in run(accumulator, model, [*powers(2), torch.tensor([[math.inf]]).double()])] == [
+        "",
+        "non-finite gradient",
+    ]
+    assert -model.weight.item() == pytest.approx(5.5)
+
+
+def test_gradients_are_unscaled_once():
+    model, optimizer = scalar()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    accumulator = Accumulator(model, optimizer, accum_steps=2, scaler=scaler)
+
+    def too_early(group, x):
+        group.backward(model(x).sum(), 1)
+        if float(x) == 10:
+            scaler.unscale_(optimizer)
+
+    with pytest.raises(AccumulationError, match="unscaled once"):
+        go(accumulator, powers(2), too_early)
+    accumulator.discard()
+    run(accumulator, model, powers(2))
+    assert -model.weight.item() == pytest.approx(5.5)
+
+
 def test_a_gradient_that_is_not_finite_is_an_error_where_one_is_asked_for():
     model, optimizer = scalar()
     accumulator = Accumulator(model, optimizer, accum_steps=2, nonfinite="raise", grad_norm=True)

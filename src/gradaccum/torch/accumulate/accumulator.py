@@ -103,6 +103,8 @@ class Accumulator:
         ):
             if word not in words:
                 raise AccumulationError(f"{name} is one of {', '.join(words)}, not {word!r}")
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         if scaler is not None and accumulate_in is not None:
             raise AccumulationError("a scaler goes with parameters in fp32, which need no accumulate_in; leave it out")
         self.sync = Sync(models, reduce, process_group, accumulate_in is not None)

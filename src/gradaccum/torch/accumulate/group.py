@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradaccum.torch.accumulate.aliased import WATCHED, Watch
-from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all
+from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all, unscale
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
@@ -276,8 +276,7 @@ class Group:
         if sync.world > 1 and self._source.mode == "after":
             state.reduce()
         if state.scaler is not None:
-            for each in state.optimizers:
-                state.scaler.unscale_(each)
+            unscale(state.optimizers, state.scaler)
         gradients = state.gradients()
         if not gradients:
             raise AccumulationError(
