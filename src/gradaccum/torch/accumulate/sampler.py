@@ -62,8 +62,8 @@ class ResumableBatches(Sampler[list[int]]):
         if accumulator.cuts_batches:
             if self.world > 1:
                 raise ValueError(
-                    "an exact plan has cut the batches of several ranks, and the rest of each is no position in one "
-                    "order: plan with rounding='round' to restart, or keep each rank's loader in the checkpoint"
+                    "an exact plan has cut the batches of several ranks, and what is left of each is no position in "
+                    "one order: plan with rounding='round' where a run is to be restarted"
                 )
             consumed = accumulator.open_samples or 0
         before, self.position = samples, min(samples + consumed, self._end(samples))
