@@ -97,7 +97,7 @@ def differences(case: Exact) -> list[str]:
 
 
 def against_one_batch(case, model, seen, updates):
-    ranks: list[list[torch.Tensor]] = [[] for _ in range(dist.get_world_size())]
+    ranks = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(ranks, seen)
     found = []
     consumed = [sum(len(each) for each in seen) for seen in ranks]

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from gradaccum.core.plan import Plan
     from gradaccum.torch.accumulate.progress import Progress
-    from gradaccum.torch.accumulate.recover import LossOf, Split
+    from gradaccum.torch.accumulate.recover import Split
+    from gradaccum.torch.accumulate.sums import LossOf
     from gradaccum.torch.accumulate.update import Update
 
 T = TypeVar("T")

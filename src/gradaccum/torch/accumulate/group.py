@@ -18,10 +18,9 @@ from gradaccum.torch.accumulate.update import Update
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gradaccum.torch.accumulate.recover import LossOf
     from gradaccum.torch.accumulate.source import Source
     from gradaccum.torch.accumulate.state import State
-    from gradaccum.torch.accumulate.sums import Number
+    from gradaccum.torch.accumulate.sums import LossOf, Number
     from gradaccum.torch.accumulate.totals import Totals
 
 
@@ -127,7 +126,7 @@ class Group:
             )
         self.sums.answered(self._samples, counted=False, more=self._more)
 
-    def cached(self, encode: Callable[[Any], Any], loss_of: Callable[[Any], tuple[torch.Tensor, Number]]) -> None:
+    def cached(self, encode: Callable[[Any], Any], loss_of: LossOf) -> None:
         """All micro-batches at once, for a loss over the whole batch, such as a contrastive one; then `step()`.
 
         encode: a batch's representations, tensors with one row for each sample (a tensor, or tuples and dicts of them).

@@ -16,15 +16,14 @@ import torch
 
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.rng import random_state, set_random_state
-from gradaccum.torch.accumulate.sums import Number
 from gradaccum.torch.probe.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from gradaccum.torch.accumulate.group import Group
     from gradaccum.torch.accumulate.state import State
+    from gradaccum.torch.accumulate.sums import LossOf
     from gradaccum.torch.accumulate.update import Update
 
-LossOf: TypeAlias = Callable[[Any], tuple[torch.Tensor, Number]]
 Split: TypeAlias = Callable[[Any, int], Sequence[Any]]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
 from gradaccum.torch.accumulate.errors import AccumulationError
 
 Number: TypeAlias = int | float | torch.Tensor
+
+LossOf: TypeAlias = Callable[[Any], tuple[torch.Tensor, Number]]
+"""From a batch its loss, and the weight of it."""
 
 HALF = (torch.float16, torch.bfloat16)
 
