@@ -16,6 +16,7 @@ class Case:
     """One run. lengths: micro-batches of each rank's loader, repeated to the world's size; weights: a word of WEIGHTS.
 
     epochs: passes over the loader, with one accumulator. skipped: indices of micro-batches that rank 0 leaves out.
+    runs_out: through accumulator.run, where the last rank has memory for one sample alone: nowhere, forward, backward.
     """
 
     wrap: str = "plain"
@@ -34,6 +35,7 @@ class Case:
     skipped: tuple[int, ...] = ()
     compiled: bool = False
     accumulate_in: torch.dtype | str | None = None
+    runs_out: str | None = None
 
     def __str__(self) -> str:
         default = Case()

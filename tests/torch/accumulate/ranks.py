@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from tests.torch.accumulate import exact_ranks
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
+from tests.torch.accumulate.exact_ranks import Exact
 
 AXES: dict[str, tuple[Any, ...]] = {
     "wrap": ("plain", "ddp", "fsdp2"),
@@ -37,8 +39,8 @@ def allowed(row) -> bool:
     return True
 
 
-def cases(ranks: int) -> list[Case]:
-    """Two ranks: pairwise over AXES, and what stands beside them. Four: HSDP, and one of each wrapper."""
+def cases(ranks: int) -> list[Case | Exact]:
+    """Two ranks: pairwise over AXES, and what stands beside them. Four: HSDP, and one of each wrapper; exact plans."""
     if ranks == 4:
         hybrid = [
             Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)
@@ -46,17 +48,26 @@ def cases(ranks: int) -> list[Case]:
             for sized in (True, False)
             for clip in (None, 0.05)
         ]
-        return hybrid + [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")] + [Case(wrap="fsdp2")]
-    found = [Case(**row) for row in pairwise(AXES, allowed)]
+        others = [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")] + [Case(wrap="fsdp2")]
+        return [*hybrid, *others, Exact(27), Exact(30, samples=(60, 41, 7, 52))]
+    found: list[Case | Exact] = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):
             open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
             found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
+    found += [Case(wrap="ddp", partial="carry", lengths=(7,), epochs=4, sized=sized) for sized in (True, False)]
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
+    for wrap in ("plain", "ddp"):
+        for runs_out in ("nowhere", "forward", "backward"):
+            found.append(Case(wrap=wrap, runs_out=runs_out, lengths=(8, 5), epochs=2, clip_norm=0.05))
+        found.append(Case(wrap=wrap, runs_out="forward", sized=False, lengths=(7,), partial="carry", epochs=2))
+        found.append(Case(wrap=wrap, runs_out="backward", accum_steps=None, until_weight=40, lengths=(9, 5)))
+    found.append(Case(wrap="ddp", reduce="every", runs_out="backward"))
+    found.append(Case(wrap="fsdp2", runs_out="nowhere", sized=False))
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):
             found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
-    return found
+    return found + exact_ranks.CASES
 
 
 def all_cases(ranks: int) -> list[Case]:

@@ -13,8 +13,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.torch.accumulate import ranks
-from tests.torch.accumulate.runs import differences
+from tests.torch.accumulate import exact_ranks, ranks, runs
 
 
 def main(folder: str, which: str) -> None:
@@ -22,7 +21,7 @@ def main(folder: str, which: str) -> None:
     found = {}
     for case in getattr(ranks, which)(dist.get_world_size()):
         try:
-            found[str(case)] = differences(case)
+            found[str(case)] = (exact_ranks if isinstance(case, exact_ranks.Exact) else runs).differences(case)
         except Exception:
             found[str(case)] = [traceback.format_exc()]
     (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(found))

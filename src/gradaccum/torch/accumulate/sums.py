@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import torch
 
 from gradaccum.torch.accumulate.errors import AccumulationError
 
 Number: TypeAlias = int | float | torch.Tensor
+
+LossOf: TypeAlias = Callable[[Any], tuple[torch.Tensor, Number]]
+"""From a batch its loss, and the weight of it."""
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -43,14 +47,18 @@ class Sums:
     waiting: bool = False
     first: tuple[torch.Tensor, Number] | None = None
 
-    def answered(self, samples: int | None, counted: bool) -> None:
-        """A micro-batch of so many samples has its answer."""
-        self.waiting = False
-        self.micro_batches += 1
+    def answered(self, samples: int | None, counted: bool, more: bool = False) -> None:
+        """A micro-batch of so many samples has its answer; or a part of one, of which there is more."""
+        self.waiting = more
+        self.micro_batches += not more
         self.skipped += not counted
         self.seen = None if samples is None or self.seen is None else self.seen + samples
         if counted:
             self.samples = None if samples is None or self.samples is None else self.samples + samples
+
+    def copy(self) -> Sums:
+        """The same, which does not change with this."""
+        return replace(self, loss=None if self.loss is None else self.loss.clone())
 
     def add(self, loss_sum: torch.Tensor, weight: Number) -> None:
         """One micro-batch. One of weight 0 adds no loss: a mean over nothing is NaN."""
