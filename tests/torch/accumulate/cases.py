@@ -16,6 +16,8 @@ class Case:
     """One run. lengths: micro-batches of each rank's loader, repeated to the world's size; weights: a word of WEIGHTS.
 
     epochs: passes over the loader, with one accumulator. skipped: indices of micro-batches that rank 0 leaves out.
+    beside: what pairs of ranks share: "tp" layers, "cp" the targets of each sample. divides: by what FSDP2 is told to
+    divide gradients.
     """
 
     wrap: str = "plain"
@@ -34,6 +36,8 @@ class Case:
     skipped: tuple[int, ...] = ()
     compiled: bool = False
     accumulate_in: torch.dtype | str | None = None
+    beside: str = ""
+    divides: float | None = None
 
     def __str__(self) -> str:
         default = Case()

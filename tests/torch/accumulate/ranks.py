@@ -46,12 +46,20 @@ def cases(ranks: int) -> list[Case]:
             for sized in (True, False)
             for clip in (None, 0.05)
         ]
-        return hybrid + [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")] + [Case(wrap="fsdp2")]
+        shared = [
+            Case(wrap=wrap, beside=beside, clip_norm=clip, lengths=lengths, sized=sized)
+            for wrap in ("plain", "ddp", "fsdp2")
+            for beside in ("tp", "cp")
+            for clip, lengths, sized in ((None, (8,), True), (0.05, (6, 4), True), (0.05, (7, 7), False))
+        ]
+        apart = [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")]
+        return hybrid + shared + apart + [Case(wrap="fsdp2"), Case(wrap="hsdp", divides=1.0)]
     found = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):
             open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
             found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
+    found.append(Case(wrap="fsdp2", divides=1.0, clip_norm=0.05))
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):

@@ -13,7 +13,6 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gradaccum
 from gradaccum.torch.accumulate import AccumulationError, Accumulator
@@ -50,14 +49,6 @@ def go(accumulator, loader, answer):
         for x in group:
             answer(group, x)
         group.step()
-
-
-@pytest.fixture
-def two_ranks():
-    """A process group of two of which only this one is there: its collectives do nothing."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    yield
-    dist.destroy_process_group()
 
 
 # What is right where others are wrong: reference cases with one weight
