@@ -154,15 +154,21 @@ def pairwise(axes, allowed):
     """Few combinations in which every pair of values of two axes is met that is allowed at all."""
     names = list(axes)
     all_rows = [dict(zip(names, values, strict=True)) for values in product(*axes.values())]
-    rows = [row for row in all_rows if allowed(row)]
+    bits: dict[tuple[object, ...], int] = {}
 
     def pairs(row):
-        return {(a, row[a], b, row[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
+        """As the bits of one number, which is what makes this quick."""
+        found = 0
+        for number, first in enumerate(names):
+            for second in names[number + 1 :]:
+                found |= 1 << bits.setdefault((first, row[first], second, row[second]), len(bits))
+        return found
 
-    missing = set().union(*map(pairs, rows))
+    rows = [(row, pairs(row)) for row in all_rows if allowed(row)]
+    missing = (1 << len(bits)) - 1
     chosen = []
     while missing:
-        best = max(rows, key=lambda row: len(pairs(row) & missing))
+        best, has = max(rows, key=lambda each: (each[1] & missing).bit_count())
         chosen.append(best)
-        missing -= pairs(best)
+        missing &= ~has
     return chosen

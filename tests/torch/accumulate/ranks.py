@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.torch.accumulate import halves, traps
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AXES: dict[str, tuple[Any, ...]] = {
     "wrap": ("plain", "ddp", "fsdp2"),
@@ -37,8 +41,15 @@ def allowed(row) -> bool:
     return True
 
 
-def cases(ranks: int) -> list[Case]:
-    """Two ranks: pairwise over AXES, and what stands beside them. Four: HSDP, and one of each wrapper."""
+def name_of(case: Case | Callable[[], list[str]]) -> str:
+    """As it is told apart."""
+    return getattr(case, "__name__", None) or str(case)
+
+
+def cases(ranks: int) -> list[Any]:
+    """Two ranks: pairwise over AXES, what stands beside them, half types and traps. Four: HSDP, ranks that share layers
+    or sequences, and one of each wrapper. Each is a Case, or a check that says what is wrong.
+    """
     if ranks == 4:
         hybrid = [
             Case(wrap="hsdp", reduce=reduce, sized=sized, clip_norm=clip)
@@ -64,7 +75,7 @@ def cases(ranks: int) -> list[Case]:
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):
             found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
-    return found
+    return [*found, *halves.cases(), *traps.cases()]
 
 
 def all_cases(ranks: int) -> list[Case]:

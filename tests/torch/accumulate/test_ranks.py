@@ -18,7 +18,7 @@ WORKER = Path(__file__).parent / "worker.py"
 def wrong(folder, ranks, which, patience=240):
     """What each rank found wrong, of those cases where it found something."""
     torchrun(ranks, str(WORKER), str(folder), which, patience=patience)
-    cases = [str(case) for case in getattr(lists, which)(ranks)]
+    cases = [lists.name_of(case) for case in getattr(lists, which)(ranks)]
     assert len(set(cases)) == len(cases)
     found = []
     for rank in range(ranks):
@@ -28,6 +28,7 @@ def wrong(folder, ranks, which, patience=240):
     return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_rank_has_the_gradient_of_one_batch(tmp_path, ranks):
     assert wrong(tmp_path, ranks, "cases") == []

@@ -14,6 +14,7 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.torch.accumulate import ranks
+from tests.torch.accumulate.cases import Case
 from tests.torch.accumulate.runs import differences
 
 
@@ -22,9 +23,9 @@ def main(folder: str, which: str) -> None:
     found = {}
     for case in getattr(ranks, which)(dist.get_world_size()):
         try:
-            found[str(case)] = differences(case)
+            found[ranks.name_of(case)] = differences(case) if isinstance(case, Case) else case()
         except Exception:
-            found[str(case)] = [traceback.format_exc()]
+            found[ranks.name_of(case)] = [traceback.format_exc()]
     (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

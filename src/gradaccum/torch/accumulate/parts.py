@@ -24,7 +24,7 @@ def placed(parameter: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tens
     """The gradient laid out as its parameter is: autograd may leave a sum over the tensor-parallel ranks undone."""
     if gradient is None or getattr(gradient, "placements", None) == getattr(parameter, "placements", None):
         return gradient
-    laid_out: torch.Tensor = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
+    laid_out: torch.Tensor = gradient.redistribute(placements=parameter.placements)
     return laid_out
 
 
