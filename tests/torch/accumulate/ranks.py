@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.torch.accumulate import halves, traps
+from tests.torch.accumulate import elastic, halves, traps
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def name_of(case: Case | Callable[[], list[str]]) -> str:
 
 
 def cases(ranks: int) -> list[Any]:
-    """Two ranks: pairwise over AXES, what stands beside them, half types and traps. Four: HSDP, ranks that share layers
-    or sequences, and one of each wrapper. Each is a Case, or a check that says what is wrong.
+    """Each is a Case, or a check that says what is wrong. Two ranks: pairwise over AXES, what stands beside them, half
+    types and traps. Four: HSDP, ranks that share layers or sequences, other ranks after a restart, one of each wrapper.
     """
     if ranks == 4:
         hybrid = [
@@ -64,7 +64,8 @@ def cases(ranks: int) -> list[Any]:
             for clip, lengths, sized in ((None, (8,), True), (0.05, (6, 4), True), (0.05, (7, 7), False))
         ]
         apart = [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")]
-        return hybrid + shared + apart + [Case(wrap="fsdp2"), Case(wrap="hsdp", divides=1.0)]
+        apart += [Case(wrap="fsdp2"), Case(wrap="hsdp", divides=1.0)]
+        return [*hybrid, *shared, *apart, *elastic.cases()]
     found = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):

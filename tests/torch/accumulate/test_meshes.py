@@ -100,3 +100,44 @@ def test_parts_of_a_model_that_are_sharded_over_fewer_ranks(four_ranks):
         each.set_gradient_divide_factor(4.0)
     sync = made(model).sync
     assert (sync.world, sync.mean_over) == (4, 4)
+
+
+# Plans for the ranks that are there
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"target_batch": 64},
+        {"target_tokens": 64 * 128, "sequence_length": 128},
+        {"accum_steps": 2},
+        {"target_batch": 63, "rounding": "ceil"},
+        {"max_micro_batch": 4, "micro_batch": None, "target_batch": 64},
+    ],
+    ids=str,
+)
+def test_fewer_ranks_make_the_same_batch_in_more_steps(two_ranks, inputs):
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters())
+    plan = gradaccum.plan(**{"micro_batch": 4, "num_gpus": 8, **inputs})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Accumulator.from_plan(plan, model, optimizer, elastic=True).accum_steps == 8
+
+
+def test_where_the_batch_cannot_be_made_the_nearest_is_said(four_ranks):
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    plan = gradaccum.plan(micro_batch=4, num_gpus=1, target_batch=60)
+    words = (
+        "sees 64 sequences from here on, and not 60: 4 steps of micro-batch 4 on 4 data-parallel ranks are the nearest"
+    )
+    with pytest.warns(UserWarning, match=rf"{words}; 5 steps of micro-batch 3 make 60"):
+        accumulator = Accumulator.from_plan(plan, model, torch.optim.SGD(model.parameters()), elastic=True)
+    assert accumulator.accum_steps == 4
+
+
+def test_ranks_that_share_layers_or_sequences_are_not_counted_among_them(four_ranks):
+    plan = gradaccum.plan(micro_batch=4, num_gpus=16, tensor_parallel=2, context_parallel=2, target_batch=64)
+    model = DistributedDataParallel(nn.Linear(2, 2))  # over 2 data-parallel x 2 context-parallel of 8 GPUs
+    accumulator = Accumulator.from_plan(plan, model, torch.optim.SGD(model.parameters()), elastic=True)
+    assert (plan.accum_steps, accumulator.accum_steps) == (4, 8)

@@ -35,20 +35,20 @@ class Held(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._note((args, kwargs), counted=False)  # made before
         found = func(*args, **(kwargs or {}))
-        for each in tree_leaves(found):
-            if isinstance(each, torch.Tensor):
-                self._add(each.untyped_storage())
+        self._note(found, counted=True)
+        self.most = max(self.most, self.now)
         return found
 
-    def _add(self, storage) -> None:
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        self.now += storage.nbytes()
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._gone, key, storage.nbytes())
+    def _note(self, tensors, counted: bool) -> None:
+        for each in tree_leaves(tensors):
+            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata not in self._seen:
+                storage = each.untyped_storage()
+                size = counted * storage.nbytes()
+                self._seen.add(storage._cdata)
+                self.now += size
+                weakref.finalize(storage, self._gone, storage._cdata, size)
 
     def _gone(self, key: int, size: int) -> None:
         self._seen.discard(key)

@@ -148,6 +148,38 @@ def a_cached_loss_over_the_representations_of_all_ranks() -> list[str]:
     return found
 
 
+def two_models_of_a_group_reduce_together() -> list[str]:
+    """Both in the last micro-batch, with one clipping norm; by one concatenated batch on one process."""
+    case, rank = Case(accum_steps=4), dist.get_rank()
+
+    def losses(models, batch):
+        first, second = (loss_of(each, batch) for each in models)
+        return first[0] + 2 * second[0], first[1]
+
+    def pair(wrap):
+        bare = [make_model(torch.float64), make_model(torch.float64)]
+        nn.init.ones_(bare[1][0].bias)
+        return [wrap(each) for each in bare]
+
+    models = pair(DistributedDataParallel)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=1.0) for each in models]
+    for group in Accumulator(models, optimizers, accum_steps=4, clip_norm=0.05).groups(
+        [micro_batch(case, rank, 0, index) for index in range(4)]
+    ):
+        for batch in group:
+            group.backward(*losses(models, batch))
+        group.step()
+    right = pair(lambda bare: bare)
+    every = [micro_batch(case, one, 0, index) for one in range(2) for index in range(4)]
+    loss, weight = losses(right, {name: torch.cat([each[name] for each in every]) for name in every[0]})
+    (loss / weight).backward()
+    parameters = [parameter for each in right for parameter in each.parameters()]
+    nn.utils.clip_grad_norm_(parameters, 0.05)
+    ours = [parameter for each in models for parameter in each.parameters()]
+    off = [float((one - (each - each.grad)).detach().norm()) for one, each in zip(ours, parameters, strict=True)]
+    return [f"a parameter is off by {each:.1e}" for each in off if not each < 1e-9]
+
+
 def what_happens_inside_a_loop_changes_nothing() -> list[str]:
     """An evaluation, another accumulator with a model of its own, and slices of batches, in the middle of groups."""
     case, rank = Case(wrap="ddp", accum_steps=4, lengths=(8,), weights="ragged", clip_norm=0.05), dist.get_rank()
@@ -247,6 +279,7 @@ def cases():
         a_summing_hook_adds_earlier_sums_again,
         a_fused_optimizer_on_shards,
         a_cached_loss_over_the_representations_of_all_ranks,
+        two_models_of_a_group_reduce_together,
         what_happens_inside_a_loop_changes_nothing,
         reductions_and_bytes_are_those_of_the_loop_by_hand,
         memory_is_flat_in_the_number_of_micro_batches,
