@@ -171,7 +171,7 @@ def two_models_of_a_group_reduce_together() -> list[str]:
         group.step()
     right = pair(lambda bare: bare)
     every = [micro_batch(case, one, 0, index) for one in range(2) for index in range(4)]
-    loss, weight = losses(right, {name: torch.cat([each[name] for each in every]) for name in every[0]})
+    loss, weight = losses(right, together(every))
     (loss / weight).backward()
     parameters = [parameter for each in right for parameter in each.parameters()]
     nn.utils.clip_grad_norm_(parameters, 0.05)
@@ -201,21 +201,26 @@ def what_happens_inside_a_loop_changes_nothing() -> list[str]:
                         other.backward(*loss_of(models[1], each))
                     other.step()
         group.step()
-    found = []
-    again = Case(wrap="ddp", accum_steps=2, lengths=(2,), weights="ragged", clip_norm=0.05, epochs=1)
     right, _ = truth(case, 2)
-    for ours, each in zip(models[0].parameters(), right, strict=True):
-        found += [] if torch.allclose(ours, each, rtol=1e-9, atol=1e-12) else ["the outer loop is another one"]
-    # The inner one saw the same two micro-batches twice, so its first update alone has a truth beside it.
-    fresh = DistributedDataParallel(make_model(torch.float64))
-    alone = Accumulator(fresh, make_optimizer(again, fresh), accum_steps=2, clip_norm=0.05)
+    seen_twice = [micro_batch(case, one, 0, index) for one in range(2) for index in range(2)]
+    alone = make_model(torch.float64)
+    optimizer = make_optimizer(case, alone)
     for _ in range(2):
-        for group in alone.groups(batches[:2]):
-            for each in group:
-                group.backward(*loss_of(fresh, each))
-            group.step()
-    same = all(map(torch.equal, models[1].parameters(), fresh.parameters()))
-    return [*found, *expect(inner_as_alone=(same, True))]
+        loss, weight = loss_of(alone, together(seen_twice))
+        (loss / weight).backward()
+        nn.utils.clip_grad_norm_(alone.parameters(), 0.05)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [
+        f"the {name} loop is another one"
+        for name, model, exact in (("outer", models[0], right), ("inner", models[1], alone.parameters()))
+        if not all(torch.allclose(*each, rtol=1e-9, atol=1e-12) for each in zip(model.parameters(), exact, strict=True))
+    ]
+
+
+def together(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """One big batch."""
+    return {name: torch.cat([each[name] for each in batches]) for name in batches[0]}
 
 
 def reductions_and_bytes_are_those_of_the_loop_by_hand() -> list[str]:
