@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.torch.accumulate import elastic, halves, traps
+from tests.torch.accumulate import elastic, halves, sequences, traps
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def cases(ranks: int) -> list[Any]:
         ]
         apart = [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")]
         apart += [Case(wrap="fsdp2"), Case(wrap="hsdp", divides=1.0)]
-        return [*hybrid, *shared, *apart, *elastic.cases()]
+        return [*hybrid, *shared, *apart, *sequences.cases(), *elastic.cases()]
     found = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):

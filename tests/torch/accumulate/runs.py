@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -33,7 +35,7 @@ def wrapped(case: Case, model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
 
 
 def mesh_of(case: Case) -> DeviceMesh | None:
-    """All ranks as the case uses them, beside none where it needs no mesh."""
+    """All ranks as the case uses them; None of one process."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     if case.beside:
         return init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", case.beside))
@@ -61,7 +63,7 @@ class Unsized:
 
 def differences(case: Case) -> list[str]:
     """What is not as the truth has it; nothing where all is."""
-    mesh = mesh_of(case)
+    mesh: Any = mesh_of(case)
     data = mesh["dp"] if mesh is not None and case.beside else mesh  # ranks with batches of their own
     world, rank = (1, 0) if data is None else (data.size(), data.get_rank() if data.ndim > 1 else data.get_local_rank())
     model = make_model(case.dtype)
