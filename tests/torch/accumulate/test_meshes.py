@@ -37,6 +37,17 @@ def test_tensor_parallel_ranks_that_are_all_there_is_are_no_copies_of_a_model(tw
         made(parallelize_module(nn.Linear(2, 2), mesh, ColwiseParallel()))
 
 
+def test_partners_layers_are_neither_held_nor_sent(four_ranks):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    plain, sharded = (
+        parallelize_module(nn.Linear(25, 10, bias=False), mesh["tp"], ColwiseParallel()) for _ in range(2)
+    )
+    (after,) = made(plain, process_group=mesh["dp"]).explain()  # 1,000 bytes, of which a rank has half
+    assert (after.held_bytes, after.sent_bytes) == (500, 500)
+    every = made(fully_shard(sharded, mesh=mesh["dp"])).explain()[0]  # each half in two shards
+    assert (every.held_bytes, every.sent_bytes) == (250, 2 * 250)
+
+
 def test_ranks_that_are_not_the_wrappers(four_ranks):
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     model = DistributedDataParallel(nn.Linear(2, 2))

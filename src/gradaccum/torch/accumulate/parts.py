@@ -6,6 +6,7 @@ reduced by us; but a norm is of the whole, and PyTorch takes no list of both kin
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,6 +42,15 @@ def whole(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         gradient, spec.mesh, spec.placements, run_check=False, shape=spec.shape, stride=spec.stride
     )
     return found
+
+
+def parts_of(parameter: torch.Tensor) -> int:
+    """Into how many parts a parameter is cut."""
+    mesh: Any = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return 1
+    placements: Any = parameter.placements
+    return math.prod(mesh.size(dim) for dim, each in enumerate(placements) if not each.is_replicate())
 
 
 def mesh_size(parameter: torch.Tensor) -> int:

@@ -65,7 +65,7 @@ class Sync:
         self.allowed = ALLOWED[self.kind]
         self.mode = self._resolved(reduce, buffered)
         self._before: list[tuple[Any, str, bool]] = []
-        assert self.mean_over  # or it is said why there is none
+        _ = self.mean_over  # refused early, where parts of the model differ
         if context_parallel < 1 or self.world % context_parallel:
             raise AccumulationError(
                 f"context_parallel={context_parallel} does not divide the {self.world} ranks over which gradients come "
@@ -240,7 +240,7 @@ def _as_group(given: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup
 
 def _ranks_of(info: Any) -> int:
     """Over how many ranks FSDP2 brings the gradients of one record together."""
-    return int(info.shard_mesh_size) * int(getattr(info, "replicate_mesh_size", 1))
+    return int(getattr(info, "shard_mesh_size", 1)) * int(getattr(info, "replicate_mesh_size", 1))
 
 
 def _kind_of(models: Sequence[torch.nn.Module]) -> str:
