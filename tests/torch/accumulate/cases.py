@@ -18,6 +18,7 @@ class Case:
     epochs: passes over the loader, with one accumulator. skipped: indices of micro-batches that rank 0 leaves out.
     beside: what pairs of ranks share: "tp" layers, "cp" the targets of each sample. divides: by what FSDP2 is told to
     divide gradients.
+    runs_out: through accumulator.run, where the last rank has memory for one sample alone: nowhere, forward, backward.
     """
 
     wrap: str = "plain"
@@ -38,6 +39,7 @@ class Case:
     accumulate_in: torch.dtype | str | None = None
     beside: str = ""
     divides: float | None = None
+    runs_out: str | None = None
 
     def __str__(self) -> str:
         default = Case()

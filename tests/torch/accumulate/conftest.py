@@ -1,4 +1,4 @@
-"""What the tests of accumulation share."""
+"""What the tests of the accumulator share."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.torch.accumulate import elastic, halves, sequences, traps
+from tests.torch.accumulate import elastic, exact_ranks, halves, sequences, traps
 from tests.torch.accumulate.cases import WEIGHTS, Case, pairwise
+from tests.torch.accumulate.exact_ranks import Exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +48,9 @@ def name_of(case: Case | Callable[[], list[str]]) -> str:
 
 
 def cases(ranks: int) -> list[Any]:
-    """Each is a Case, or a check that says what is wrong. Two ranks: pairwise over AXES, what stands beside them, half
-    types and traps. Four: HSDP, ranks that share layers or sequences, other ranks after a restart, one of each wrapper.
+    """Each is a Case, or a check that says what is wrong. Two ranks: pairwise over AXES, what stands beside them, exact
+    plans, half types and traps. Four: HSDP, ranks that share layers or sequences, exact plans, other ranks after a
+    restart, one of each wrapper.
     """
     if ranks == 4:
         hybrid = [
@@ -65,18 +67,27 @@ def cases(ranks: int) -> list[Any]:
         ]
         apart = [Case(wrap=wrap, lengths=(6, 3, 5, 0)) for wrap in ("plain", "ddp")]
         apart += [Case(wrap="fsdp2"), Case(wrap="hsdp", divides=1.0)]
-        return [*hybrid, *shared, *apart, *sequences.cases(), *elastic.cases()]
+        exact = [Exact(27), Exact(30, samples=(60, 41, 7, 52))]
+        return [*hybrid, *shared, *apart, *exact, *sequences.cases(), *elastic.cases()]
     found = [Case(**row) for row in pairwise(AXES, allowed)]
     for wrap in ("plain", "ddp", "fsdp2"):
         for sized in (True, False):
             open_ended = Case(wrap=wrap, accum_steps=None, until_weight=40, lengths=(9, 5), sized=sized)
             found += [open_ended, Case(wrap=wrap, compiled=True, sized=sized)]
     found.append(Case(wrap="fsdp2", divides=1.0, clip_norm=0.05))
+    found += [Case(wrap="ddp", partial="carry", lengths=(7,), epochs=4, sized=sized) for sized in (True, False)]
     found += [Case(wrap="ddp", skipped=(3, 5)), Case(wrap="ddp", skipped=(0, 1, 2, 3))]
+    for wrap in ("plain", "ddp"):
+        for runs_out in ("nowhere", "forward", "backward"):
+            found.append(Case(wrap=wrap, runs_out=runs_out, lengths=(8, 5), epochs=2, clip_norm=0.05))
+        found.append(Case(wrap=wrap, runs_out="forward", sized=False, lengths=(7,), partial="carry", epochs=2))
+        found.append(Case(wrap=wrap, runs_out="backward", accum_steps=None, until_weight=40, lengths=(9, 5)))
+    found.append(Case(wrap="ddp", reduce="every", runs_out="backward"))
+    found.append(Case(wrap="fsdp2", runs_out="nowhere", sized=False))
     for wrap in ("plain", "ddp"):
         for kept in (torch.float64, "kahan"):
             found.append(Case(wrap=wrap, dtype=torch.float32, accumulate_in=kept, lengths=(9, 4), clip_norm=0.05))
-    return [*found, *halves.cases(), *traps.cases()]
+    return [*found, *exact_ranks.CASES, *halves.cases(), *traps.cases()]
 
 
 def all_cases(ranks: int) -> list[Case]:

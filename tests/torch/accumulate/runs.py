@@ -13,8 +13,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.parallel._data_parallel_utils import _unflatten_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaccum.torch.accumulate import Accumulator
+from gradaccum.torch.accumulate import Accumulator, Update
 from tests.torch.accumulate.cases import Case, loss_of, make_model, make_optimizer, micro_batch, truth
+from tests.torch.accumulate.memory import Limited
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -87,11 +88,20 @@ def differences(case: Case) -> list[str]:
         process_group=reduced if case.wrap == "plain" else None,
         context_parallel=2 if case.beside == "cp" else 1,
     )
-    updates = []
+    updates: list[Update] = []
+    limited = Limited(case.runs_out if rank == world - 1 else None, 1)
     for epoch in range(case.epochs):
         length = case.lengths[rank % len(case.lengths)]
         batches = [(index, part_of(case, mesh, micro_batch(case, rank, epoch, index))) for index in range(length)]
         loader = batches if case.sized else Unsized(batches)
+        if case.runs_out:
+            updates += accumulator.run(
+                loader,
+                lambda item: loss_of(lambda x: limited(forward(x)), item[1]),
+                until_weight=case.until_weight,
+                count=lambda item: len(item[1]["x"]),
+            )
+            continue
         groups = accumulator.groups(
             loader, until_weight=case.until_weight, may_skip=bool(case.skipped), count=lambda item: len(item[1]["x"])
         )
@@ -106,7 +116,12 @@ def differences(case: Case) -> list[str]:
                 else:
                     group.backward(loss_sum, weight)
             updates.append(group.step())
-    return _compared(case, world, trained, [each for each in updates if each.applied])
+    found = _compared(case, world, trained, [each for each in updates if each.applied])
+    if case.runs_out and {each.micro_batch_split for each in updates} - {1, 2, 4}:
+        found.append(f"micro-batches of 2 and 3 samples in {[each.micro_batch_split for each in updates]} parts")
+    if case.runs_out and (updates[-1].micro_batch_split > 1) != (limited.where in ("forward", "backward")):
+        found.append(f"{updates[-1].micro_batch_split} parts on rank {rank}")
+    return found
 
 
 def _whole(parameter):

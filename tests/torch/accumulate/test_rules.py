@@ -63,6 +63,15 @@ def test_a_short_last_group_is_divided_by_its_own_count():
     assert -model.weight.item() == pytest.approx(1111 / 4 + 110000 / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize("loader", [list, lambda batches: Unsized(batches)], ids=["sized", "unsized"])
+def test_a_carried_group_ends_with_the_micro_batch_that_fills_it(loader):
+    model, optimizer = scalar()
+    accumulator = Accumulator(model, optimizer, accum_steps=4, partial="carry")
+    first, second = [run(accumulator, model, loader(powers(6))) for _ in range(2)]
+    assert [each.reason for each in first + second] == ["", "carried", "", ""]
+    assert [each.weight for each in second] == [4, 4]
+
+
 def test_a_mean_over_few_tokens_weighs_as_little_as_they_do():
     model, optimizer = scalar()
     accumulator = Accumulator(model, optimizer, accum_steps=2)
@@ -144,6 +153,34 @@ def test_a_scaler_unscales_once_and_backs_off_once():
         scales.append((scaler.get_scale(), before - model.weight.item()))
     assert [each.reason for each in updates] == ["", "non-finite gradient", "", ""]
     assert scales == [(2.0**10, 2.0), (2.0**9, 0.0), (2.0**9, 6.0), (2.0**10, 1.0)]
+
+
+def test_a_scaler_that_is_switched_off_is_none():
+    model, optimizer = scalar()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    accumulator = Accumulator(model, optimizer, accum_steps=2, scaler=scaler, grad_norm=True)
+    assert [each.reason for each in run(accumulator, model, [*powers(2), torch.tensor([[math.inf]]).double()])] == [
+        "",
+        "non-finite gradient",
+    ]
+    assert -model.weight.item() == pytest.approx(5.5)
+
+
+def test_gradients_are_unscaled_once():
+    model, optimizer = scalar()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    accumulator = Accumulator(model, optimizer, accum_steps=2, scaler=scaler)
+
+    def too_early(group, x):
+        group.backward(model(x).sum(), 1)
+        if float(x) == 10:
+            scaler.unscale_(optimizer)
+
+    with pytest.raises(AccumulationError, match="unscaled once"):
+        go(accumulator, powers(2), too_early)
+    accumulator.discard()
+    run(accumulator, model, powers(2))
+    assert -model.weight.item() == pytest.approx(5.5)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_where_one_is_asked_for():
@@ -280,9 +317,8 @@ def test_a_plan_brings_its_steps_and_has_to_be_for_these_ranks():
     assert Accumulator.from_plan(plan, *scalar(), clip_norm=1.0).accum_steps == 8
     with pytest.raises(AccumulationError, match="for 8 data-parallel ranks, and 1 are there"):
         Accumulator.from_plan(gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=64), *scalar())
-    exact = gradaccum.plan(micro_batch=4, num_gpus=1, target_batch=30, rounding="exact")
-    with pytest.raises(AccumulationError, match="exact"):
-        Accumulator.from_plan(exact, *scalar())
+    even = gradaccum.plan(micro_batch=4, num_gpus=1, target_batch=32, rounding="exact")
+    assert not Accumulator.from_plan(even, *scalar()).cuts_batches
 
 
 def answered(group, model):
@@ -397,6 +433,52 @@ def test_gradients_that_are_cleared_within_a_group():
 
     with pytest.raises(AccumulationError, match="take zero_grad"):
         go(accumulator, powers(3), late)
+
+
+class Captured(torch.autograd.Function):
+    """Its gradient lies at the same place in each pass, as that of a replayed CUDA graph."""
+
+    place = torch.zeros((), dtype=torch.float64)
+
+    @staticmethod
+    def forward(ctx, weight, x):
+        ctx.save_for_backward(x)
+        return weight * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Captured.place.copy_(gradient * ctx.saved_tensors[0])
+        return Captured.place.detach(), None
+
+
+def captured():
+    """One weight, four gradients of .25, and their sum as plain PyTorch makes it."""
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    quarters = [torch.tensor([0.25], dtype=torch.float64)] * 4
+    for each in quarters:
+        Captured.apply(model.weight, each.squeeze()).backward()
+    summed, model.weight.grad = model.weight.grad.item(), None
+    return model, quarters, summed
+
+
+def test_gradients_that_the_next_pass_overwrites():
+    model, quarters, summed = captured()
+    assert summed != 1
+    accumulator = Accumulator(model, torch.optim.SGD(model.parameters(), lr=1.0), accum_steps=4)
+    with pytest.raises(AccumulationError, match=r"accumulate_in=torch\.float64"):
+        go(accumulator, quarters, lambda group, x: group.backward(Captured.apply(model.weight, x.squeeze()), 0.25))
+    assert not model.weight._backward_hooks
+    assert model.weight.item() == 0
+
+
+@pytest.mark.parametrize("kept", [torch.float64, "kahan"])
+def test_buffers_of_ones_own_are_not_overwritten(kept):
+    model, quarters, _ = captured()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    accumulator = Accumulator(model, optimizer, accum_steps=4, accumulate_in=kept)
+    go(accumulator, quarters, lambda group, x: group.backward(Captured.apply(model.weight, x.squeeze()), 0.25))
+    assert -model.weight.item() == 1.0
 
 
 def test_parameters_that_change_within_a_group():

@@ -13,9 +13,14 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from tests.torch.accumulate import ranks
+from tests.torch.accumulate import exact_ranks, ranks, runs
 from tests.torch.accumulate.cases import Case
-from tests.torch.accumulate.runs import differences
+
+
+def _wrong(case):
+    if isinstance(case, exact_ranks.Exact):
+        return exact_ranks.differences(case)
+    return runs.differences(case) if isinstance(case, Case) else case()
 
 
 def main(folder: str, which: str) -> None:
@@ -23,7 +28,7 @@ def main(folder: str, which: str) -> None:
     found = {}
     for case in getattr(ranks, which)(dist.get_world_size()):
         try:
-            found[ranks.name_of(case)] = differences(case) if isinstance(case, Case) else case()
+            found[ranks.name_of(case)] = _wrong(case)
         except Exception:
             found[ranks.name_of(case)] = [traceback.format_exc()]
     (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(found))

@@ -2,10 +2,14 @@
 
 accumulator    Accumulator: the options, and the groups of a loader
 group          Group: one update's micro-batches, its backward passes and its step
+recover        the loop in one call, and a group that begins anew where memory runs out
+split          a batch cut along its samples
 source         where micro-batches come from, and what the ranks know of their number
+exact          groups of an exact number of samples
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step
 buffers        sums in another type than the gradients'
+aliased        gradients that the next backward pass would overwrite
 explain        what each way to reduce holds and sends
 progress       what was consumed, and batch ramps
 checkpoint     what a restart needs; sampler: batches in an order that may be cut anew

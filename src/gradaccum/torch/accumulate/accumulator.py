@@ -25,10 +25,13 @@ from gradaccum.torch.accumulate.buffers import Buffers
 from gradaccum.torch.accumulate.checkpoint import pack, unpack
 from gradaccum.torch.accumulate.elastic import for_ranks
 from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.exact import ExactSource
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
 from gradaccum.torch.accumulate.parts import mesh_size
-from gradaccum.torch.accumulate.source import Source, samples_of
+from gradaccum.torch.accumulate.recover import run_groups
+from gradaccum.torch.accumulate.source import Source
+from gradaccum.torch.accumulate.split import samples_of, split
 from gradaccum.torch.accumulate.state import State
 from gradaccum.torch.accumulate.sync import Sync
 
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
     from gradaccum.core.plan import Plan
     from gradaccum.torch.accumulate.progress import Progress
+    from gradaccum.torch.accumulate.recover import LossOf, Split
+    from gradaccum.torch.accumulate.update import Update
 
 T = TypeVar("T")
 
@@ -107,6 +112,8 @@ class Accumulator:
         ):
             if word not in words:
                 raise AccumulationError(f"{name} is one of {', '.join(words)}, not {word!r}")
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         if scaler is not None and accumulate_in is not None:
             raise AccumulationError("a scaler goes with parameters in fp32, which need no accumulate_in; leave it out")
         self.sync = Sync(models, reduce, process_group, accumulate_in is not None, context_parallel)
@@ -155,6 +162,17 @@ class Accumulator:
         begun = self._state.open or self._state.carried
         return 0 if begun is None else begun.micro_batches
 
+    @property
+    def open_samples(self) -> int | None:
+        """This rank's samples of that group; None where a batch did not say."""
+        begun = self._state.open or self._state.carried
+        return 0 if begun is None else begun.seen
+
+    @property
+    def cuts_batches(self) -> bool:
+        """Whether groups end within a batch, as an exact plan wants it."""
+        return self._state.exact is not None
+
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside models, optimizers, scaler and loader; between groups, or after a `backward`.
 
@@ -184,7 +202,9 @@ class Accumulator:
 
         elastic: where another number of ranks is there than the plan is for, plan again for these: the same
         micro-batch, and the same effective batch or the nearest, which is warned of.
-        Raises AccumulationError where the plan is for another number of ranks, or has a smaller last micro-step.
+        Of an exact plan with a smaller last micro-step the batch in which a group ends is cut, and the rest begins the
+        next group. Raises AccumulationError where the plan is for another number of ranks; where it is exact in that
+        way and the model is sharded, or a rank would have no sample.
         """
         if plan.context_parallel > 1:
             options.setdefault("context_parallel", plan.context_parallel)
@@ -192,11 +212,6 @@ class Accumulator:
             own = _all_of(models, torch.nn.Module, MODELS)
             sync = Sync(own, "auto", options.get("process_group"), context_parallel=plan.context_parallel)
             plan = for_ranks(plan, sync.world // plan.context_parallel)
-        if plan.last_micro_batch != plan.micro_batch:
-            raise AccumulationError(
-                f"this plan is exact: its last micro-step has {plan.last_micro_batch} sequences, not "
-                f"{plan.micro_batch}; take rounding='round'"
-            )
         made = cls(models, optimizers, accum_steps=plan.accum_steps, **options)
         there = made.sync.world // made.sync.context_parallel
         if there != plan.data_parallel:
@@ -204,6 +219,18 @@ class Accumulator:
                 f"the plan is for {plan.data_parallel} data-parallel ranks, and {there} are there; plan again with "
                 f"num_gpus={there * plan.request.model_parallel}, or say elastic=True"
             )
+        if plan.effective_batch != plan.device_batch * plan.accum_steps:
+            if made.sync.sharded:
+                raise AccumulationError(
+                    "this plan is exact, with a smaller last micro-step, and a sharded model's passes are collectives "
+                    "that every rank has as many of: plan with rounding='round'"
+                )
+            if plan.effective_batch < made.sync.world:
+                raise AccumulationError(
+                    f"this plan has {plan.effective_batch} sequences for {made.sync.world} ranks, so that one would "
+                    f"have none; plan with num_gpus={plan.effective_batch * (plan.num_gpus // plan.data_parallel)}"
+                )
+            made._state.exact = plan.effective_batch
         return made
 
     def groups(
@@ -221,6 +248,43 @@ class Accumulator:
         micro-batch is an error under DDP, whose reduction it would have carried. count: samples of a batch, or None.
         Raises AccumulationError where an earlier group was left without `step()`.
         """
+        return self._groups(loader, until_weight, may_skip, count)
+
+    def run(
+        self,
+        loader: Iterable[Any],
+        loss_of: LossOf,
+        *,
+        split: Split = split,
+        mean: bool = False,
+        until_weight: float | None = None,
+        count: Callable[[Any], int | None] = samples_of,
+    ) -> Iterator[Update]:
+        """The whole loop: yields each update of one pass over the loader, and recovers where memory runs out.
+
+        loss_of: from a batch its summed loss, of shape (), and what it sums over; with mean=True its mean loss. Forward
+        passes happen here alone. split: from a batch and a number a list of so many parts or fewer; if not given,
+        tensors are cut along their first dimension. until_weight, count: as for `groups`.
+        Where forward or backward runs out of memory, each micro-batch is split in twice as many parts, for the rest of
+        this accumulator's life (`update.micro_batch_split`), and the group begins anew: gradients, random numbers of
+        PyTorch and the models' buffers are as they were at its start, and nothing counts twice. The group's batches
+        are held until its end. Under DDP gradients are reduced in `step()`, as with reduce='after', so that ranks that
+        repeat nothing wait there, for no longer than their process group's timeout.
+        Raises AccumulationError where a batch cannot be split further, and, a sharded model's, where memory runs out.
+        After an error in a pass all is as it was before the group.
+        """
+        recovers = not self.sync.sharded
+        groups = self._groups(loader, until_weight, recovers, count, unsynchronised=recovers)
+        return run_groups(groups, self._state, loss_of, split, count, mean)
+
+    def _groups(
+        self,
+        loader: Iterable[Any],
+        until_weight: float | None,
+        may_skip: bool,
+        count: Callable[[Any], int | None],
+        unsynchronised: bool = False,
+    ) -> Iterator[Group]:
         if (until_weight is None) == (self._state.accum_steps is None):
             raise AccumulationError("a group has either accum_steps micro-batches, or until_weight")
         self._check_idle()
@@ -229,7 +293,13 @@ class Accumulator:
                 "there are gradients before the first micro-batch of a group, which would be added to it: call "
                 "optimizer.zero_grad(set_to_none=True) first"
             )
-        source = Source(loader, self._state, until_weight, may_skip or self._state.leaves_out, count)
+        may_skip = may_skip or self._state.leaves_out
+        if self._state.exact is None:
+            source = Source(loader, self._state, until_weight, may_skip, count)
+        else:
+            source = ExactSource(loader, self._state, may_skip, count, self._state.exact)
+        if unsynchronised:
+            source.reduce_after()
         try:
             while source.begin_group():
                 yield Group(self._state, source)

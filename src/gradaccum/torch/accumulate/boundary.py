@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch.amp.grad_scaler import OptState
 
+from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.parts import by_mesh
 
 if TYPE_CHECKING:
@@ -47,6 +49,20 @@ def noise_scale(small: float, one_by_small: float, big: float, one_by_big: float
     covariance = (small - big) / (one_by_small - one_by_big)
     squared = big - covariance * one_by_big
     return covariance / squared if squared > 0 else None
+
+
+def unscale(optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> None:
+    """Divide the gradients by the scale. Raises AccumulationError where a loop has done it already."""
+    done = [each for each in optimizers if scaler._per_optimizer_states[id(each)]["stage"] is not OptState.READY]
+    for each in done:  # what is to be unscaled next is another group
+        del scaler._per_optimizer_states[id(each)]
+    if done:
+        raise AccumulationError(
+            "scaler.unscale_(optimizer) was called in the group, and a gradient is unscaled once, when it is whole: "
+            "take it out of the loop, and clip by clip_norm=; accumulator.discard() throws the group away"
+        )
+    for each in optimizers:
+        scaler.unscale_(each)
 
 
 def step_all(

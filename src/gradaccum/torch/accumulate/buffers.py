@@ -44,7 +44,8 @@ class Buffers:
         assert gradient is not None
         found = self._sums.get(parameter)
         if found is None:
-            self._sums[parameter] = gradient.to(self.dtype) if self.dtype else gradient
+            # A copy in any case: a captured CUDA graph writes its next gradient where this one lies.
+            self._sums[parameter] = gradient.to(self.dtype, copy=True) if self.dtype else gradient.clone()
         elif self.dtype:
             found.add_(gradient)
         else:

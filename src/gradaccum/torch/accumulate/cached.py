@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from gradaccum.torch.accumulate.rng import random_state, set_random_state
 from gradaccum.torch.accumulate.sums import checked
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def run_cached(
     found = []
     with torch.no_grad():
         for batch in batches:
-            random.append(_random_state(device))
+            random.append(random_state(device))
             found.append(tree_flatten(encode(batch)))
     shape = found[0][1]
     sizes = [[each.shape[0] for each in leaves] for leaves, _ in found]
@@ -68,23 +69,12 @@ def run_cached(
         torch.zeros_like(each).split(lengths) if each.grad is None else each.grad.split(lengths)
         for each, lengths in zip(whole, map(list, zip(*sizes, strict=True)), strict=True)
     ]
-    after = _random_state(device)
+    after = random_state(device)
     for number, batch in enumerate(batches):
         group.begin(number, last=number == len(batches) - 1)
-        _set_random_state(device, random[number])
+        set_random_state(device, random[number])
         leaves, _ = tree_flatten(encode(batch))
         torch.autograd.backward(leaves, [each[number].to(leaf.dtype) for each, leaf in zip(parts, leaves, strict=True)])
         group.answer(batch)
-    _set_random_state(device, after)
+    set_random_state(device, after)
     group.sums.add(loss.detach(), weight)
-
-
-def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-    own = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-    return torch.get_rng_state(), own
-
-
-def _set_random_state(device: torch.device, state: tuple[torch.Tensor, torch.Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1])

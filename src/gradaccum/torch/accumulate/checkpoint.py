@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.progress import Progress
+from gradaccum.torch.accumulate.rng import random_state, set_random_state
 from gradaccum.torch.accumulate.sums import Sums
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def pack(state: State) -> dict[str, Any]:
         "world": state.sync.world,
         "progress": asdict(state.progress),
         "expected": None if state.expected is None else float(state.expected),
-        f"rng of rank {state.sync.rank}": _rng(state.device),
+        f"rng of rank {state.sync.rank}": random_state(state.device),
+        f"split of rank {state.sync.rank}": state.split,
     }
     if sums is not None:
         group = {name: getattr(sums, name) for name in SUMS}
@@ -64,6 +64,8 @@ def unpack(state: State, saved: dict[str, Any], group: bool) -> None:
     state.zero_grad()
     state.progress = Progress(**saved["progress"])
     state.expected = saved["expected"]
+    if group:  # else another micro-batch may be meant
+        state.split = saved.get(f"split of rank {rank}", 1)
     own = saved.get(f"group of rank {rank}")
     if own is not None and group:
         state.carried = Sums(**{name: own[name] for name in SUMS})
@@ -72,13 +74,4 @@ def unpack(state: State, saved: dict[str, Any], group: bool) -> None:
             state.buffers.put_lost(state.parameters, own["lost"])
     generators = saved.get(f"rng of rank {rank}")
     if generators is not None and saved["world"] == state.sync.world and (group or not inside):
-        torch.set_rng_state(generators["cpu"])
-        if "device" in generators:
-            torch.get_device_module(state.device).set_rng_state(generators["device"])
-
-
-def _rng(device: torch.device) -> dict[str, torch.Tensor]:
-    found = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        found["device"] = torch.get_device_module(device).get_rng_state()
-    return found
+        set_random_state(state.device, generators)

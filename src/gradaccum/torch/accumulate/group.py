@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradaccum.torch.accumulate.boundary import clipped, multiply, noise_scale, step_all
+from gradaccum.torch.accumulate.aliased import WATCHED, Watch
+from gradaccum.torch.accumulate.boundary import clipped, multiply, noise_scale, step_all, unscale
 from gradaccum.torch.accumulate.cached import run_cached
-from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from gradaccum.torch.accumulate.recover import LossOf
     from gradaccum.torch.accumulate.source import Source
     from gradaccum.torch.accumulate.state import State
     from gradaccum.torch.accumulate.sums import Number
@@ -30,12 +32,16 @@ class Group:
         self._state, self._source = state, source
         self.sums = state.open = state.carried or Sums()
         self.device = state.device
-        self._samples: int | None = 0  # of the micro-batch that waits for its answer
+        self.split = 1  # parts of each micro-batch
+        self._more = False  # whether another part follows of the one that waits for its answer
+        self._samples: int | None = 0  # of that one
         self._last = False  # and its backward pass reduces
         self._ended = source.planned == 0
         self._begun = False
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
         self._witness: torch.nn.Parameter | None = None  # a parameter whose gradient this group has begun
+        self._broken = False  # by a backward pass that failed
+        self._watches = False  # whether to look at it in the next backward pass
         self._versions = _versions(state) if state.carried is None else None
 
     def __iter__(self) -> Iterator[Any]:
@@ -84,8 +90,21 @@ class Group:
             self.skip()
             return
         seed = self.seed(loss, weight)
-        loss.backward(gradient=seed * weight if mean else seed)
-        self.sums.answered(self._samples, counted=True)
+        watch = Watch(self._witness) if self._watches and self._witness is not None else None
+        self._broken = True  # until the pass has ended
+        try:
+            loss.backward(gradient=seed * weight if mean else seed)
+        except Exception as error:
+            advise(error)
+            raise
+        finally:
+            if watch is not None:
+                watch.end()
+        self._broken = False
+        if watch is not None:
+            self._watches = False
+            watch.check()
+        self.sums.answered(self._samples, counted=True, more=self._more)
         self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
         if self._witness is None:
             self._after_first(seed, weight)
@@ -106,7 +125,7 @@ class Group:
             raise AccumulationError(
                 "a sharded model's backward pass is a collective: answer with group.backward(0 * loss_sum, 0) instead"
             )
-        self.sums.answered(self._samples, counted=False)
+        self.sums.answered(self._samples, counted=False, more=self._more)
 
     def cached(self, encode: Callable[[Any], Any], loss_of: Callable[[Any], tuple[torch.Tensor, Number]]) -> None:
         """All micro-batches at once, for a loss over the whole batch, such as a contrastive one; then `step()`.
@@ -143,10 +162,36 @@ class Group:
         self._state.sync.restore()
         self.sums.answered(self._source.count(batch), counted=True)
 
+    # What recover.py needs
+
+    def answer_in_parts(self, parts: Sequence[Any], loss_of: LossOf, mean: bool) -> None:
+        """Forward and backward of the parts of one micro-batch, which count as one."""
+        self.sums.waiting = True
+        for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            self._more = left > 0
+            self._samples = self._source.count(part)
+            loss, weight = loss_of(part)
+            self._go_back(loss, weight, mean)
+
+    def begin_anew(self, sums: Sums | None) -> None:
+        """From its start, with these carried sums."""
+        self.sums = self._state.open = sums or Sums()
+        self._state.carried = sums
+        self._witness = None
+        self._broken = self._watches = self._more = False
+
     def _check_answer(self) -> None:
+        self._check_whole()
         if not self.sums.waiting:
             raise AccumulationError(
                 "no micro-batch waits for an answer: each is answered once, within `for batch in group`"
+            )
+
+    def _check_whole(self) -> None:
+        if self._broken:
+            raise AccumulationError(
+                "a backward pass of this group failed, and may have left a part of its gradient in the sums: throw the "
+                "group away with accumulator.discard(), or let accumulator.run repeat it where memory runs out"
             )
 
     def _check_kept(self) -> None:
@@ -160,6 +205,9 @@ class Group:
     def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
         """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
         self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
+        if self._witness is not None and self._state.watched < WATCHED and not self._state.sync.sharded:
+            self._state.watched += 1
+            self._watches = True
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
         if self._state.wants_noise and self.sums.first is None and not reduced:
             norm = self._state.norm() / (seed * weight)
@@ -185,6 +233,7 @@ class Group:
         state, sync = self._state, self._state.sync
         if state.expected is None:
             times = self._source.steps or 1
+            weight = weight * self.split  # of the whole micro-batch, about; ranks may split differently
             if sync.world == 1 and not isinstance(weight, torch.Tensor):
                 first = float(weight) * times
                 state.expected = first if first > 0 else 1.0
@@ -204,6 +253,13 @@ class Group:
         Raises AccumulationError where a micro-batch has no answer, or the group was left in its middle while others
         wait for its end.
         """
+        try:
+            return self._step()
+        except Exception as error:
+            advise(error, IN_THE_STEP)
+            raise
+
+    def _step(self) -> Update:
         state, sync = self._state, self._state.sync
         self._check_step()
         expected = self._expected(0)  # a rank without a micro-batch joins in
@@ -220,9 +276,13 @@ class Group:
         if sync.world > 1 and self._source.mode == "after":
             state.reduce()
         if state.scaler is not None:
-            for each in state.optimizers:
-                state.scaler.unscale_(each)
+            unscale(state.optimizers, state.scaler)
         gradients = state.gradients()
+        if not gradients:
+            raise AccumulationError(
+                "no parameter has a gradient: the loss does not depend on those of the optimizers, but perhaps on "
+                "another copy of the model"
+            )
         if state.wants_norm:
             norm = found if beside is not None else float(state.norm())
         factor = float(expected) * sync.mean_over / total.weight
@@ -260,6 +320,7 @@ class Group:
         state = self._state
         if state.open is not self.sums:
             raise AccumulationError("this group has made its step; take the next one of accumulator.groups")
+        self._check_whole()
         if self.sums.waiting:
             raise AccumulationError("the last micro-batch has no answer yet: call group.backward before group.step")
         left_early = not self._ended and self.sums.micro_batches != self._source.planned
@@ -279,7 +340,9 @@ class Group:
     def _why_not(self, total: Totals) -> str:
         """Why no update is made of the group, by the totals, which every rank has; "" where one is."""
         state, until = self._state, self._source.until_weight
-        if until is None:
+        if state.exact is not None:
+            short = (total.seen or 0) < state.exact
+        elif until is None:
             short = total.micro_batches < state.sync.world * (self._source.steps or 1)
         else:
             short = total.weight < until
@@ -312,6 +375,7 @@ class Group:
             applied=not reason,
             reason=reason,
             micro_batches=self.sums.micro_batches,
+            micro_batch_split=self.split,
             skipped=total.skipped,
             effective_batch=total.samples,
             weight=total.weight,

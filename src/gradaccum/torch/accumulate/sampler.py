@@ -51,7 +51,7 @@ class ResumableBatches(Sampler[list[int]]):
 
     def resume(self, accumulator: Accumulator) -> None:
         """Go on behind what the accumulator has consumed, an open group included. Raises ValueError where its batches
-        did not say how many samples they have.
+        did not say how many samples they have, and where an exact plan has cut those of several ranks.
         """
         samples = accumulator.progress.samples
         if samples is None:
@@ -59,6 +59,13 @@ class ResumableBatches(Sampler[list[int]]):
                 "how many samples were consumed is not known: a batch did not say, groups(loader, count=...)"
             )
         consumed = accumulator.open_micro_batches * self.micro_batch * self.world
+        if accumulator.cuts_batches:
+            if self.world > 1:
+                raise ValueError(
+                    "an exact plan has cut the batches of several ranks, and what is left of each is no position in "
+                    "one order: plan with rounding='round' where a run is to be restarted"
+                )
+            consumed = accumulator.open_samples or 0
         before, self.position = samples, min(samples + consumed, self._end(samples))
         self._over = consumed > 0 and self.position == self._end(before)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from gradaccum.torch.accumulate.errors import AccumulationError
 
@@ -18,22 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gradaccum.torch.accumulate.state import State
-
-
-def samples_of(batch: Any) -> int | None:
-    """The first dimension of the first tensor; None where there is none, or another tensor's differs."""
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else (batch,)
-    found = None
-    for each in parts:
-        if isinstance(each, torch.Tensor):
-            if each.dim():
-                size = each.size(0)
-                if found is not None and size != found:
-                    return None
-                found = size
-        elif isinstance(each, (dict, list, tuple)):
-            return samples_of(tree_leaves(batch))  # as deep as it goes, which costs ten times as long
-    return found
 
 
 class Source:
@@ -57,12 +40,22 @@ class Source:
         self.mode = self._sync.mode
         self.planned: int | None = None
         self.steps: int | None = None
+        self._carried = 0  # micro-batches that the group had when it began
         self._lengths = self._known_lengths(loader) if until_weight is None else None
         self._ends_known = self._lengths is not None and not may_skip
         if self._sync.sharded and (may_skip or self.mode == "after"):
             raise AccumulationError("a sharded model's passes are collectives, so that no rank can leave one out")
         if not self._ends_known and self._sync.needs_the_end():
-            self.mode = "every" if self._sync.sharded else "after"
+            self.mode = "every" if self._sync.sharded else self._after()
+
+    def reduce_after(self) -> None:
+        """Under DDP all passes of a group run without reduction, whatever the ranks know of its end."""
+        if self._sync.kind == "ddp":
+            self.mode = self._after()
+
+    def _after(self) -> str:
+        self._sync.check_deferral()
+        return "after"
 
     def _known_lengths(self, loader: Iterable[Any]) -> list[int] | None:
         """Of each rank's loader, in batches that are left; None where one is not sized. torchdata's, once it has loaded
@@ -88,7 +81,7 @@ class Source:
 
     def begin_group(self) -> bool:
         """Whether there is another group; every rank gets the same answer."""
-        carried = self._state.carried_micro_batches
+        carried = self._carried = self._state.carried_micro_batches
         self.steps = None if self.until_weight is not None else self._state.steps()
         if self.steps is not None and (self.steps < 1 or self.steps < carried):
             raise AccumulationError(
@@ -112,7 +105,7 @@ class Source:
         self.planned = counts[self._sync.rank]
         if self._ends_known and self._sync.kind == "ddp" and self._sync.world > 1:
             alike = min(counts) == max(counts) if self._sync.mode == "every" else min(counts) > 0
-            self.mode = self._sync.mode if alike else "after"
+            self.mode = self._sync.mode if alike else self._after()
         if self.mode == "after":
             self._sync.settle()
         return True
@@ -125,8 +118,7 @@ class Source:
         """Whether the group's micro-batch of this number (from 0) is known to be its last, and a step follows."""
         if self.planned is None or index + 1 < self.planned:
             return False
-        carried = self._state.carried_micro_batches
-        return self._state.partial != "carry" or carried + self.planned == self.steps
+        return self._state.partial != "carry" or self._carried + self.planned == self.steps
 
     def next(self, index: int, weight: Any) -> tuple[Any] | None:
         """The group's micro-batch of this number, in a tuple; None at its end. weight: of this rank so far."""
@@ -140,7 +132,7 @@ class Source:
                     "its __len__, or take it away so that the ranks agree on each group"
                 )
             return found
-        if self.steps is not None and index + self._state.carried_micro_batches >= self.steps:
+        if self.steps is not None and index + self._carried >= self.steps:
             return None
         while True:
             found, self._first = (self._first, None) if self._first is not None else (self._fetch(), None)

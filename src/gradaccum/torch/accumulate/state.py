@@ -27,6 +27,9 @@ class State:
     before the first backward pass.
     progress: up to the last boundary.
     carried: of a group that waits for the next loader. open: of the group that has begun and made no step.
+    exact: samples of an update over all ranks, where a plan asks for them exactly.
+    watched: groups in which one gradient was looked at, see aliased.py.
+    split: in how many parts `run` takes a micro-batch, on this rank.
     """
 
     sync: Sync
@@ -45,6 +48,9 @@ class State:
     expected: float | torch.Tensor | None = None
     carried: Sums | None = None
     open: Sums | None = None
+    exact: int | None = None
+    watched: int = 0
+    split: int = 1
 
     @property
     def device(self) -> torch.device:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -43,14 +43,18 @@ class Sums:
     waiting: bool = False
     first: tuple[torch.Tensor, Number] | None = None
 
-    def answered(self, samples: int | None, counted: bool) -> None:
-        """A micro-batch of so many samples has its answer."""
-        self.waiting = False
-        self.micro_batches += 1
+    def answered(self, samples: int | None, counted: bool, more: bool = False) -> None:
+        """A micro-batch of so many samples has its answer; or a part of one, of which there is more."""
+        self.waiting = more
+        self.micro_batches += not more
         self.skipped += not counted
         self.seen = None if samples is None or self.seen is None else self.seen + samples
         if counted:
             self.samples = None if samples is None or self.samples is None else self.samples + samples
+
+    def copy(self) -> Sums:
+        """The same, which does not change with this."""
+        return replace(self, loss=None if self.loss is None else self.loss.clone())
 
     def add(self, loss_sum: torch.Tensor, weight: Number) -> None:
         """One micro-batch. One of weight 0 adds no loss: a mean over nothing is NaN."""

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.errors import AccumulationError, advise
 from gradaccum.torch.accumulate.parts import local
 
 if TYPE_CHECKING:
@@ -150,13 +150,17 @@ class Sync:
                 "reduce='every' does not go with a communication hook of DDP: one that sums would add the sums of "
                 "earlier micro-batches again; use reduce='last'"
             )
-        for model in self.models:
-            if self.kind == "ddp" and model.static_graph and mode in ("last", "after"):
-                raise AccumulationError(
-                    "DDP(static_graph=True) reduces in every backward pass or breaks (pytorch's reducer asserts when "
-                    "a pass is left out); wrap without static_graph, or use reduce='every'"
-                )
+        if mode in ("last", "after"):
+            self.check_deferral()
         return mode
+
+    def check_deferral(self) -> None:
+        """Raises AccumulationError where a backward pass cannot leave out its reduction."""
+        if self.kind == "ddp" and any(model.static_graph for model in self.models):
+            raise AccumulationError(
+                "DDP(static_graph=True) reduces in every backward pass or breaks (pytorch's reducer asserts when a "
+                "pass is left out); wrap without static_graph, or use reduce='every' with loaders of one length"
+            )
 
     def needs_the_end(self) -> bool:
         """Whether the last micro-batch has to be known before its forward pass; under DDP's `every`, that no rank has
@@ -200,7 +204,11 @@ class Sync:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(values, group=self.process_group)
+            try:
+                dist.all_reduce(values, group=self.process_group)
+            except RuntimeError as error:
+                advise(error)
+                raise
         return values
 
     def gather(self, value: int, device: torch.device) -> list[int]:
