@@ -11,6 +11,7 @@ from gradaccum.torch.accumulate.aliased import WATCHED, Watch
 from gradaccum.torch.accumulate.boundary import clipped, multiply, noise_scale, step_all, unscale
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
+from gradaccum.torch.accumulate.parts import mesh_size
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
@@ -205,7 +206,8 @@ class Group:
     def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
         """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
         self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
-        if self._witness is not None and self._state.watched < WATCHED and not self._state.sync.sharded:
+        bare = self._witness is not None and mesh_size(self._witness) == 1
+        if bare and self._state.watched < WATCHED:  # a DTensor's memory is another in each pass
             self._state.watched += 1
             self._watches = True
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
