@@ -16,6 +16,8 @@ class Case:
     """One run. lengths: micro-batches of each rank's loader, repeated to the world's size; weights: a word of WEIGHTS.
 
     epochs: passes over the loader, with one accumulator. skipped: indices of micro-batches that rank 0 leaves out.
+    beside: what pairs of ranks share: "tp" layers, "cp" the targets of each sample. divides: by what FSDP2 is told to
+    divide gradients.
     runs_out: through accumulator.run, where the last rank has memory for one sample alone: nowhere, forward, backward.
     """
 
@@ -35,6 +37,8 @@ class Case:
     skipped: tuple[int, ...] = ()
     compiled: bool = False
     accumulate_in: torch.dtype | str | None = None
+    beside: str = ""
+    divides: float | None = None
     runs_out: str | None = None
 
     def __str__(self) -> str:
@@ -152,15 +156,21 @@ def pairwise(axes, allowed):
     """Few combinations in which every pair of values of two axes is met that is allowed at all."""
     names = list(axes)
     all_rows = [dict(zip(names, values, strict=True)) for values in product(*axes.values())]
-    rows = [row for row in all_rows if allowed(row)]
+    bits: dict[tuple[object, ...], int] = {}
 
     def pairs(row):
-        return {(a, row[a], b, row[b]) for i, a in enumerate(names) for b in names[i + 1 :]}
+        """As the bits of one number, which is what makes this quick."""
+        found = 0
+        for number, first in enumerate(names):
+            for second in names[number + 1 :]:
+                found |= 1 << bits.setdefault((first, row[first], second, row[second]), len(bits))
+        return found
 
-    missing = set().union(*map(pairs, rows))
+    rows = [(row, pairs(row)) for row in all_rows if allowed(row)]
+    missing = (1 << len(bits)) - 1
     chosen = []
     while missing:
-        best = max(rows, key=lambda row: len(pairs(row) & missing))
+        best, has = max(rows, key=lambda each: (each[1] & missing).bit_count())
         chosen.append(best)
-        missing -= pairs(best)
+        missing &= ~has
     return chosen

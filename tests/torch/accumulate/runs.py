@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel._data_parallel_utils import _unflatten_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaccum.torch.accumulate import Accumulator, Update
@@ -16,18 +20,38 @@ from tests.torch.accumulate.memory import Limited
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-def wrapped(case: Case, model: nn.Module) -> nn.Module:
+def wrapped(case: Case, model: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
+    """mesh: of the ranks by which the wrapper divides its work."""
     if case.wrap == "ddp":
-        return DistributedDataParallel(model)
+        return DistributedDataParallel(model, device_mesh=mesh if case.beside == "tp" else None)
     if case.wrap in ("fsdp2", "hsdp"):
-        world = dist.get_world_size()
-        shape, names = ((world,), ("shard",)) if case.wrap == "fsdp2" else ((2, world // 2), ("replicate", "shard"))
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
         for layer in model:
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        for each in model.modules() if case.divides else ():
+            if isinstance(each, FSDPModule):
+                each.set_gradient_divide_factor(case.divides)
     return model
+
+
+def mesh_of(case: Case) -> DeviceMesh | None:
+    """All ranks as the case uses them; None of one process."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if case.beside:
+        return init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("dp", case.beside))
+    if case.wrap == "hsdp":
+        return init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    return init_device_mesh("cpu", (world,), mesh_dim_names=("dp",)) if world > 1 else None
+
+
+def part_of(case: Case, mesh: DeviceMesh | None, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What this rank has of a batch: under context parallelism every second target counts."""
+    if mesh is None or case.beside != "cp":
+        return batch
+    mask = batch["mask"].clone()
+    mask[:, 1 - mesh["cp"].get_local_rank() :: 2] = 0
+    return {**batch, "mask": mask}
 
 
 class Unsized:
@@ -40,11 +64,17 @@ class Unsized:
 
 def differences(case: Case) -> list[str]:
     """What is not as the truth has it; nothing where all is."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    mesh: Any = mesh_of(case)
+    data = mesh["dp"] if mesh is not None and case.beside else mesh  # ranks with batches of their own
+    world, rank = (1, 0) if data is None else (data.size(), data.get_rank() if data.ndim > 1 else data.get_local_rank())
     model = make_model(case.dtype)
-    used = wrapped(case, model)
+    if case.beside == "tp":
+        parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    reduced = mesh if case.beside == "cp" else data
+    flat = reduced._flatten() if case.wrap == "fsdp2" and reduced.ndim > 1 else reduced
+    used = wrapped(case, model, flat)
     optimizer = make_optimizer(case, model)
+    trained = optimizer.param_groups[0]["params"]
     forward = torch.compile(used, backend="aot_eager") if case.compiled else used
     accumulator = Accumulator(
         used,
@@ -55,13 +85,14 @@ def differences(case: Case) -> list[str]:
         accumulate_in=case.accumulate_in,
         partial=case.partial,
         grad_norm=True,
-        process_group=dist.group.WORLD if case.wrap == "plain" and world > 1 else None,
+        process_group=reduced if case.wrap == "plain" else None,
+        context_parallel=2 if case.beside == "cp" else 1,
     )
     updates: list[Update] = []
     limited = Limited(case.runs_out if rank == world - 1 else None, 1)
     for epoch in range(case.epochs):
         length = case.lengths[rank % len(case.lengths)]
-        batches = [(index, micro_batch(case, rank, epoch, index)) for index in range(length)]
+        batches = [(index, part_of(case, mesh, micro_batch(case, rank, epoch, index))) for index in range(length)]
         loader = batches if case.sized else Unsized(batches)
         if case.runs_out:
             updates += accumulator.run(
@@ -85,7 +116,7 @@ def differences(case: Case) -> list[str]:
                 else:
                     group.backward(loss_sum, weight)
             updates.append(group.step())
-    found = _compared(case, world, model, [each for each in updates if each.applied])
+    found = _compared(case, world, trained, [each for each in updates if each.applied])
     if case.runs_out and {each.micro_batch_split for each in updates} - {1, 2, 4}:
         found.append(f"micro-batches of 2 and 3 samples in {[each.micro_batch_split for each in updates]} parts")
     if case.runs_out and (updates[-1].micro_batch_split > 1) != (limited.where in ("forward", "backward")):
@@ -93,13 +124,18 @@ def differences(case: Case) -> list[str]:
     return found
 
 
-def _compared(case, world, model, updates):
+def _whole(parameter):
+    if hasattr(parameter, "_st_info"):  # as DDP keeps the part of a tensor-parallel layer
+        parameter = _unflatten_tensor(parameter, parameter._st_info)
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def _compared(case, world, trained, updates):
     parameters, said = truth(case, world)
     tolerance = TOLERANCE[case.dtype]
     found = []
-    for ours, right in zip(model.parameters(), parameters, strict=True):
-        whole = ours.full_tensor() if hasattr(ours, "full_tensor") else ours
-        off = float((whole.detach().double() - right.detach()).norm() / right.detach().norm())
+    for ours, right in zip(trained, parameters, strict=True):
+        off = float((_whole(ours).detach().double() - right.detach()).norm() / right.detach().norm())
         if not off <= tolerance:
             found.append(f"a parameter of shape {tuple(right.shape)} is off by {off:.2e}")
     if len(updates) != len(said):

@@ -18,7 +18,7 @@ WORKER = Path(__file__).parent / "worker.py"
 def wrong(folder, ranks, which, patience=240):
     """What each rank found wrong, of those cases where it found something."""
     torchrun(ranks, str(WORKER), str(folder), which, patience=patience)
-    cases = [str(case) for case in getattr(lists, which)(ranks)]
+    cases = [lists.name_of(case) for case in getattr(lists, which)(ranks)]
     assert len(set(cases)) == len(cases)
     found = []
     for rank in range(ranks):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,6 +32,41 @@ def test_the_same_cut_gives_the_same_bits(stop_at, options):
     torch.manual_seed(99)  # whatever happens in between
     second = Run(2, 3, dtype=dtype, **options).load(file)
     second.train(9)
+    assert torch.equal(second.parameters(), whole.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata calls it
+@pytest.mark.parametrize(("stop_at", "workers"), [(1, 0), (3, 0), (4, 0), (6, 0), (10, 0), (11, 0), (4, 2)])
+def test_a_loader_that_keeps_its_own_position_goes_on_from_there(stop_at, workers):
+    """An epoch of 11 micro-batches, in groups of 3. (The order of the next one is torchdata's to keep.)"""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def stateful(run):
+        options = {"multiprocessing_context": "fork"} if workers else {}
+        own = torch.Generator().manual_seed(5)
+        run.loader = StatefulDataLoader(DATA, 2, shuffle=True, generator=own, num_workers=workers, **options)
+        return run
+
+    def train(run, stop_at=None):
+        seen = 0
+        while run.accumulator.progress.updates < 4:
+            for group in run.accumulator.groups(run.loader):
+                for inputs, targets in group:
+                    loss = nn.functional.mse_loss(run.model(inputs), targets)
+                    group.backward_mean(loss, len(inputs))
+                    seen += 1
+                    if seen == stop_at:
+                        return run.saved(), pickle.dumps(run.loader.state_dict())
+                group.step()
+        return None, None
+
+    whole = stateful(Run(2, 3))
+    train(whole)
+    file, position = train(stateful(Run(2, 3)), stop_at)
+    torch.manual_seed(99)  # whatever happens in between
+    second = stateful(Run(2, 3).load(file))
+    second.loader.load_state_dict(pickle.loads(position))
+    train(second)
     assert torch.equal(second.parameters(), whole.parameters())
 
 

@@ -14,6 +14,13 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tests.torch.accumulate import exact_ranks, ranks, runs
+from tests.torch.accumulate.cases import Case
+
+
+def _wrong(case):
+    if isinstance(case, exact_ranks.Exact):
+        return exact_ranks.differences(case)
+    return runs.differences(case) if isinstance(case, Case) else case()
 
 
 def main(folder: str, which: str) -> None:
@@ -21,9 +28,9 @@ def main(folder: str, which: str) -> None:
     found = {}
     for case in getattr(ranks, which)(dist.get_world_size()):
         try:
-            found[str(case)] = (exact_ranks if isinstance(case, exact_ranks.Exact) else runs).differences(case)
+            found[ranks.name_of(case)] = _wrong(case)
         except Exception:
-            found[str(case)] = [traceback.format_exc()]
+            found[ranks.name_of(case)] = [traceback.format_exc()]
     (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -23,10 +23,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.torch.accumulate.buffers import Buffers
 from gradaccum.torch.accumulate.checkpoint import pack, unpack
+from gradaccum.torch.accumulate.elastic import for_ranks
 from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.exact import ExactSource
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
+from gradaccum.torch.accumulate.parts import mesh_size
 from gradaccum.torch.accumulate.recover import run_groups
 from gradaccum.torch.accumulate.source import Source
 from gradaccum.torch.accumulate.split import samples_of, split
@@ -35,6 +37,8 @@ from gradaccum.torch.accumulate.sync import Sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch.distributed.device_mesh import DeviceMesh
 
     from gradaccum.core.plan import Plan
     from gradaccum.torch.accumulate.progress import Progress
@@ -47,6 +51,7 @@ T = TypeVar("T")
 PARTIAL = ("step", "carry", "drop")
 NONFINITE = ("skip", "raise")
 NONFINITE_LOSS = ("count", "leave_out")
+MODELS = "models come first: a module, or several"
 
 
 class Accumulator:
@@ -67,7 +72,10 @@ class Accumulator:
     nonfinite_loss: what becomes of a micro-batch whose loss is not finite: count it, or leave it out with its weight,
     before its backward pass; to look for it the host waits for the device with every micro-batch.
     noise_scale: measure the gradient noise scale of each update, at the cost of one more norm.
-    process_group: the data-parallel ranks of plain modules.
+    process_group: the ranks over which gradients and weights of plain modules come together: a group, or a mesh such as
+    mesh["dp"]; DDP and FSDP2 bring theirs. Tensor-parallel ranks see the same tokens and stay outside of it.
+    context_parallel: so many of these ranks share each sequence: each hands over the weight of its own part, and a
+    sequence is one sample.
 
     Raises AccumulationError for what cannot be right.
     """
@@ -87,9 +95,10 @@ class Accumulator:
         nonfinite_loss: str = "count",
         grad_norm: bool = False,
         noise_scale: bool = False,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: dist.ProcessGroup | DeviceMesh | None = None,
+        context_parallel: int = 1,
     ) -> None:
-        models = _all_of(models, torch.nn.Module, "models come first: a module, or several")
+        models = _all_of(models, torch.nn.Module, MODELS)
         optimizers = _all_of(optimizers, torch.optim.Optimizer, "optimizers come second: one, or several")
         if not (accum_steps is None or callable(accum_steps) or (isinstance(accum_steps, int) and accum_steps >= 1)):
             raise AccumulationError(
@@ -108,7 +117,7 @@ class Accumulator:
             scaler = None
         if scaler is not None and accumulate_in is not None:
             raise AccumulationError("a scaler goes with parameters in fp32, which need no accumulate_in; leave it out")
-        self.sync = Sync(models, reduce, process_group, accumulate_in is not None)
+        self.sync = Sync(models, reduce, process_group, accumulate_in is not None, context_parallel)
         if noise_scale and self.sync.world > 1 and self.sync.mode not in ("last", "after"):
             raise AccumulationError(
                 f"noise_scale needs the gradient of one rank alone, and reduce={self.sync.mode!r} brings all together "
@@ -186,19 +195,30 @@ class Accumulator:
         plan: Plan,
         models: torch.nn.Module | Sequence[torch.nn.Module],
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        elastic: bool = False,
         **options: Any,
     ) -> Accumulator:
         """An accumulator of the plan's accumulation steps, for loaders of its micro-batch.
 
+        elastic: where another number of ranks is there than the plan is for, plan again for these: the same
+        micro-batch, and the same effective batch or the nearest, which is warned of.
         Of an exact plan with a smaller last micro-step the batch in which a group ends is cut, and the rest begins the
         next group. Raises AccumulationError where the plan is for another number of ranks; where it is exact in that
         way and the model is sharded, or a rank would have no sample.
         """
+        if plan.context_parallel > 1:
+            options.setdefault("context_parallel", plan.context_parallel)
+        if elastic:
+            own = _all_of(models, torch.nn.Module, MODELS)
+            sync = Sync(own, "auto", options.get("process_group"), context_parallel=plan.context_parallel)
+            plan = for_ranks(plan, sync.world // plan.context_parallel)
         made = cls(models, optimizers, accum_steps=plan.accum_steps, **options)
-        if made.sync.world != plan.data_parallel:
+        there = made.sync.world // made.sync.context_parallel
+        if there != plan.data_parallel:
             raise AccumulationError(
-                f"the plan is for {plan.data_parallel} data-parallel ranks, and {made.sync.world} are there; "
-                f"plan again with num_gpus={made.sync.world * (plan.num_gpus // plan.data_parallel)}"
+                f"the plan is for {plan.data_parallel} data-parallel ranks, and {there} are there; plan again with "
+                f"num_gpus={there * plan.request.model_parallel}, or say elastic=True"
             )
         if plan.effective_batch != plan.device_batch * plan.accum_steps:
             if made.sync.sharded:
@@ -334,7 +354,10 @@ def _check_ownership(models: Sequence[torch.nn.Module], parameters: Sequence[tor
             f"{len(foreign)} of the optimizers' {len(parameters)} parameters are none of the models': make the "
             "optimizer from model.parameters(), after the model was sharded or moved"
         )
-    if sync.process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    copies = 1
+    if sync.process_group is None and dist.is_available() and dist.is_initialized():
+        copies = dist.get_world_size() // max(mesh_size(each) for each in parameters)
+    if copies > 1:
         warnings.warn(
             f"{dist.get_world_size()} ranks are there, and the model is not wrapped: each rank trains one of its own. "
             "Wrap it in DDP or fully_shard, or say process_group=dist.group.WORLD",

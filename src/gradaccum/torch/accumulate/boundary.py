@@ -8,6 +8,7 @@ import torch
 from torch.amp.grad_scaler import OptState
 
 from gradaccum.torch.accumulate.errors import AccumulationError
+from gradaccum.torch.accumulate.parts import by_mesh
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
 
 def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """The 2-norm over all of them, over the shards of all ranks too. Shape ()."""
-    if not gradients:
-        return torch.zeros(())
+    norms = [_total_norm(each) for each in by_mesh(gradients)]
+    if len(norms) == 1:
+        return norms[0]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def _total_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     norm = torch.nn.utils.get_total_norm(gradients)
     whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole
@@ -85,12 +91,18 @@ def step_all(
                 del each.grad_scale, each.found_inf
         return
     if factor != 1.0:
-        torch._foreach_mul_(list(gradients), factor)
+        multiply(gradients, factor)
     for each in optimizers:
         if scaler is None:
             each.step()
         else:
             scaler.step(each)  # type: ignore[attr-defined]
+
+
+def multiply(gradients: Sequence[torch.Tensor], factor: float) -> None:
+    """All of them, in place."""
+    for each in by_mesh(gradients):
+        torch._foreach_mul_(each, factor)
 
 
 def _divides_well(gradient: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gradaccum.torch.accumulate.parts import parts_of
 from gradaccum.units import show_bytes
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ class Explanation(tuple[Way, ...]):
 
 def explain(sync: Sync, parameters: Sequence[torch.nn.Parameter], steps: int, width: int | None) -> Explanation:
     """Of groups of `steps` micro-batches. width: bytes of one number in own buffers, None without any."""
-    whole = sum(
-        each.numel() * (width or each.element_size()) for each in parameters
-    )  # a DTensor's numel is the whole's
     shard_ranks, copies = sync.shape
+    whole = 0  # of what a data-parallel rank has, its shards of other ranks included, its partners' layers not
+    for each in parameters:
+        layers = max(1, parts_of(each) // shard_ranks)  # a DTensor's numel is that of all its parts
+        whole += each.numel() // layers * (width or each.element_size())
     shard = -(-whole // shard_ranks)
     scattered = whole * (shard_ranks - 1) // shard_ranks
     shared = 2 * shard * (copies - 1) // copies

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradaccum.torch.accumulate.aliased import WATCHED, Watch
-from gradaccum.torch.accumulate.boundary import clipped, noise_scale, norm_of, step_all, unscale
+from gradaccum.torch.accumulate.boundary import clipped, multiply, noise_scale, step_all, unscale
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
+from gradaccum.torch.accumulate.parts import mesh_size
 from gradaccum.torch.accumulate.sums import Sums, checked, precise
 from gradaccum.torch.accumulate.totals import totals
 from gradaccum.torch.accumulate.update import Update
@@ -204,12 +205,13 @@ class Group:
     def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
         """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
         self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
-        if self._witness is not None and self._state.watched < WATCHED and not self._state.sync.sharded:
+        bare = self._witness is not None and mesh_size(self._witness) == 1
+        if bare and self._state.watched < WATCHED:  # a DTensor's memory is another in each pass
             self._state.watched += 1
             self._watches = True
         reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
         if self._state.wants_noise and self.sums.first is None and not reduced:
-            norm = norm_of(self._state.gradients()) / (seed * weight)
+            norm = self._state.norm() / (seed * weight)
             self.sums.first = norm * norm, 1 / weight
 
     def seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
@@ -267,7 +269,7 @@ class Group:
         asks_first = (sync.world > 1 and self._source.mode == "after") or state.partial == "carry"
         beside, norm = None, None
         if not asks_first and state.scaler is None and state.wants_norm:
-            beside = norm_of(state.gradients())
+            beside = state.norm()
         total, found = totals(self.sums, state, beside)
         reason = self._why_not(total)
         if reason:
@@ -283,7 +285,7 @@ class Group:
                 "another copy of the model"
             )
         if state.wants_norm:
-            norm = found if beside is not None else float(norm_of(gradients))
+            norm = found if beside is not None else float(state.norm())
         factor = float(expected) * sync.mean_over / total.weight
         state.expected = total.weight / sync.mean_over
         state.carried = None
@@ -306,7 +308,7 @@ class Group:
             return self._update(total, "non-finite gradient", norm * factor)
         factor_of_all = clipped(factor, norm or 0.0, state.clip_norm)
         if state.buffers is not None:
-            torch._foreach_mul_(gradients, factor_of_all)
+            multiply(gradients, factor_of_all)
             state.buffers.hand_over()
             factor_of_all = 1.0
         step_all(state.optimizers, gradients, factor_of_all, scaler)

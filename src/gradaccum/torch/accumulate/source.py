@@ -58,9 +58,11 @@ class Source:
         return "after"
 
     def _known_lengths(self, loader: Iterable[Any]) -> list[int] | None:
-        """Of each rank's loader, in batches; None where one is not sized."""
+        """Of each rank's loader, in batches that are left; None where one is not sized. torchdata's, once it has loaded
+        a state, begins in the middle of its epoch, and its len() is the whole epoch's.
+        """
         try:
-            own = len(loader)  # type: ignore[arg-type]
+            own = len(loader) - getattr(self._batches, "_num_yielded", 0)  # type: ignore[arg-type]
         except TypeError:
             own = -1
         lengths = self._sync.gather(own, self._state.device)

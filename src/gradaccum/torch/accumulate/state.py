@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradaccum.torch.accumulate.boundary import norm_of
+from gradaccum.torch.accumulate.parts import placed, whole
 from gradaccum.torch.accumulate.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,10 +82,15 @@ class State:
         """The sums that are there."""
         return [each for each in self.all_gradients() if each is not None]
 
+    def norm(self) -> torch.Tensor:
+        """The 2-norm of the sums, as far as they have come together. Shape ()."""
+        found = zip(self.parameters, self.all_gradients(), strict=True)
+        return norm_of([whole(parameter, each) for parameter, each in found if each is not None])
+
     def reduce(self) -> None:
         """Bring the sums of all ranks together, each in the type that it is kept in."""
         zeros = torch.zeros_like if self.buffers is None else self.buffers.zeros_for
-        own = self.all_gradients()
+        own = list(map(placed, self.parameters, self.all_gradients()))
         self.put_gradients(self.sync.reduce(own, lambda number: zeros(self.parameters[number]), self.device))
 
     def zero_grad(self) -> None:

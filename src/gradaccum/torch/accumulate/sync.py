@@ -18,9 +18,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaccum.torch.accumulate.errors import AccumulationError, advise
+from gradaccum.torch.accumulate.parts import local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from torch.distributed.device_mesh import DeviceMesh
 
 MODES = ("auto", "last", "every", "hybrid", "after")
 
@@ -47,30 +50,49 @@ class Sync:
         self,
         models: Sequence[torch.nn.Module],
         reduce: str,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: dist.ProcessGroup | DeviceMesh | None = None,
         buffered: bool = False,
+        context_parallel: int = 1,
     ) -> None:
         self.models = models
         self.kind = _kind_of(models)
         self._param_groups = [each for model in models for each in _param_groups(model)]
-        self.process_group = process_group if process_group is not None else self._group_of_wrapper()
+        self.process_group = self._data_parallel(process_group)
+        self.context_parallel = context_parallel
         self.world = 1 if self.process_group is None else dist.get_world_size(self.process_group)
         self.rank = 0 if self.process_group is None else dist.get_rank(self.process_group)
         self.sharded = self.kind in ("fsdp2", "hsdp")
         self.allowed = ALLOWED[self.kind]
         self.mode = self._resolved(reduce, buffered)
         self._before: list[tuple[Any, str, bool]] = []
+        _ = self.mean_over  # refused early, where parts of the model differ
+        if context_parallel < 1 or self.world % context_parallel:
+            raise AccumulationError(
+                f"context_parallel={context_parallel} does not divide the {self.world} ranks over which gradients come "
+                "together: shard or wrap over data-parallel times context-parallel ranks"
+            )
 
-    def _group_of_wrapper(self) -> dist.ProcessGroup | None:
-        """The data-parallel ranks, as the wrapper knows them."""
+    def _data_parallel(self, given: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
+        """The ranks that hold different tokens, and over which gradients come together."""
+        group = _as_group(given)
         if self.kind == "plain":
-            return None
+            return group
+        own = self._group_of_wrapper()
+        if group is not None and dist.get_process_group_ranks(group) != dist.get_process_group_ranks(own):
+            raise AccumulationError(
+                f"process_group has the ranks {dist.get_process_group_ranks(group)}, and {self.kind} reduces over "
+                f"{dist.get_process_group_ranks(own)}: leave it out, as it is for plain modules"
+            )
+        return own
+
+    def _group_of_wrapper(self) -> dist.ProcessGroup:
+        """The same as the wrapper knows them; where parts of a model are sharded over fewer, those of the most."""
         if self.kind == "ddp":
             found: dist.ProcessGroup = self.models[0].process_group
             return found
-        info = self._param_groups[0].mesh_info
+        info = max((each.mesh_info for each in self._param_groups), key=_ranks_of)
         group: dist.ProcessGroup = (
-            info.shard_process_group if self.kind == "fsdp2" else info.mesh._flatten().get_group()
+            info.mesh._flatten().get_group() if hasattr(info, "replicate_mesh_size") else info.shard_process_group
         )
         return group
 
@@ -83,9 +105,20 @@ class Sync:
         return shards, self.world // shards
 
     @property
-    def mean_over(self) -> int:
-        """By how much a reduced gradient is smaller than the sum over the ranks."""
-        return self.world if self.kind != "plain" else 1
+    def mean_over(self) -> float:
+        """By how much a reduced gradient is smaller than the sum over the ranks. Raises AccumulationError where parts
+        of a sharded model divide by different numbers.
+        """
+        if not self.sharded:
+            return self.world if self.kind == "ddp" else 1
+        found = {each.gradient_divide_factor or _ranks_of(each.mesh_info) for each in self._param_groups}
+        if len(found) > 1:
+            raise AccumulationError(
+                f"parts of the model divide their gradients by {' and '.join(f'{each:g}' for each in sorted(found))}: "
+                "set_gradient_divide_factor reaches one module and none inside it; call it on every FSDPModule of "
+                "model.modules()"
+            )
+        return float(found.pop())
 
     def _resolved(self, reduce: str, buffered: bool) -> str:
         if reduce not in MODES:
@@ -196,13 +229,26 @@ class Sync:
         have = self.sum(torch.tensor([each is not None for each in gradients], dtype=torch.int32).to(device)).tolist()
         found = [zeros(number) if each is None and have[number] else each for number, each in enumerate(gradients)]
         with torch.no_grad():
-            for bucket in _buckets([each for each in found if each is not None]):
+            for bucket in _buckets([local(each) for each in found if each is not None]):
                 flat = self.sum(torch.cat([each.reshape(-1) for each in bucket]))
                 if self.mean_over > 1:
                     flat /= self.mean_over
                 parts = flat.split([each.numel() for each in bucket])
                 torch._foreach_copy_(bucket, [part.view_as(each) for part, each in zip(parts, bucket, strict=True)])
         return found
+
+
+def _as_group(given: dist.ProcessGroup | DeviceMesh | None) -> dist.ProcessGroup | None:
+    """A mesh as the group of all its ranks."""
+    if given is None or isinstance(given, dist.ProcessGroup):
+        return given
+    group: dist.ProcessGroup = (given if given.ndim == 1 else given._flatten()).get_group()
+    return group
+
+
+def _ranks_of(info: Any) -> int:
+    """Over how many ranks FSDP2 brings the gradients of one record together."""
+    return int(getattr(info, "shard_mesh_size", 1)) * int(getattr(info, "replicate_mesh_size", 1))
 
 
 def _kind_of(models: Sequence[torch.nn.Module]) -> str:

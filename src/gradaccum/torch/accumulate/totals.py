@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradaccum.torch.accumulate.errors import AccumulationError
 from gradaccum.torch.accumulate.sums import precise
 
 if TYPE_CHECKING:
@@ -47,9 +48,21 @@ def totals(sums: Sums, state: State, beside: torch.Tensor | None = None) -> tupl
     first = None
     if state.wants_noise and values[9]:
         first = values[7] / values[9], values[8] / values[9]
-    known, all_seen = (None, None) if unknown_ranks else (round(samples), round(seen))
+    known, all_seen = (None, None) if unknown_ranks else (_once(samples, state), _once(seen, state))
     found = Totals(weight, loss, known, all_seen, round(micro_batches), round(skipped), first)
     return found, values[-1]
+
+
+def _once(samples: float, state: State) -> int:
+    """Each sequence counts once, though each of its context-parallel ranks has said it."""
+    ranks = state.sync.context_parallel
+    if samples % ranks:
+        raise AccumulationError(
+            f"context_parallel={ranks} says that so many ranks share each sequence, and the {samples:.0f} samples of "
+            f"all ranks are no multiple of {ranks}: give these ranks the same sequences, or say how many a batch has "
+            "by groups(loader, count=...)"
+        )
+    return round(samples) // ranks
 
 
 def _packed(values: list[Number], device: torch.device) -> torch.Tensor:
