@@ -266,7 +266,9 @@ def _check_ownership(parameters: Sequence[torch.nn.Parameter], sync: Sync) -> No
             f"{len(foreign)} of the optimizers' {len(parameters)} parameters are none of the models': make the "
             "optimizer from model.parameters(), after the model was sharded or moved"
         )
-    if sync.process_group is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    # Tensor-parallel parameters are DTensors: their ranks train one model without any wrapper.
+    alone = sync.process_group is None and not any(hasattr(each, "full_tensor") for each in parameters)
+    if alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         warnings.warn(
             f"{dist.get_world_size()} ranks are there, and the model is not wrapped: each rank trains one of its own. "
             "Wrap it in DDP or fully_shard, or say process_group=dist.group.WORLD",

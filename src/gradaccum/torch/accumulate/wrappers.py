@@ -19,5 +19,5 @@ belong to the method, as Lookahead, are left alone."""
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """What these have wrapped; any other optimizer as it is."""
     while any((each.__module__, each.__name__) in WRAPPERS for each in type(optimizer).__mro__):
-        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        optimizer = optimizer.optimizer
     return optimizer
