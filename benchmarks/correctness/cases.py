@@ -24,7 +24,8 @@ Batch = dict[str, torch.Tensor]
 class Case:
     """batches: one after the other, with several ranks in turn to each. groups: which of them make up each update, by
     their numbers, by what is right; or_groups: what is right as well. skipped: those that the loop leaves out.
-    leaves_after: micro-batches after which the first epoch is left, and another follows.
+    leaves_after: micro-batches after which the first epoch is left, and another follows. then: after so many of them an
+    update has so many. resumes: a run is saved after 4 updates, and goes on; what counts is its first micro-batch.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Case:
     sums: bool = False
     ignores_count: bool = False
     static_graph: bool = False
+    then: tuple[int, int] | None = None
+    resumes: bool = False
     tolerance: float = 1e-9
 
     def model(self) -> nn.Module:
@@ -135,6 +138,7 @@ AXES = tuple(
     for each in ((3.0, 0.0), (0.0, 0.1))
 )
 PAIRS = tuple({"x": torch.stack(rows(8, 2, 6)[2 * i : 2 * i + 2]), "labels": torch.zeros(2).long()} for i in range(4))
+COUNTED = tuple(batch(float(i)) for i in range(40))
 ONES = tuple(batch(1.0, dtype=torch.bfloat16) for _ in range(1024))
 
 CASES = (
@@ -233,6 +237,24 @@ CASES = (
     ),
     Case(
         "A27", "InfoNCE over 8 pairs, as 4 x 2", "sentence-transformers#1822", PAIRS, ((0, 1, 2, 3),), 4, build=Towers
+    ),
+    Case(
+        "A31",
+        "after 12 micro-batches an update has 5, not 4; x is 1",
+        "DeepSpeed, `set_train_batch_size`",
+        tuple(batch(1) for _ in range(22)),
+        (tuple(range(4)), tuple(range(4, 8)), tuple(range(8, 12)), tuple(range(12, 17)), tuple(range(17, 22))),
+        4,
+        then=(12, 5),
+    ),
+    Case(
+        "A32",
+        "saved after 4 updates of 4, it goes on with 2: the first sample",
+        "transformers#43708",
+        COUNTED,
+        ((16,),),
+        2,
+        resumes=True,
     ),
     Case(
         "A21",

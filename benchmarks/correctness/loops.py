@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.correctness import resuming
 from benchmarks.correctness.cases import IGNORE, Case, gradient, info_nce
-from gradaccum.torch import Accumulator
+from gradaccum.torch import Accumulator, Ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ def ours(case: Case) -> list[torch.Tensor]:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
+    if case.resumes:
+        return resuming.ours(case)
     model = case.model()
     wrapped = model if case.ranks == 1 else DistributedDataParallel(model, static_graph=case.static_graph)
     optimizer = Recorder(model)
@@ -79,7 +82,7 @@ def ours(case: Case) -> list[torch.Tensor]:
     accumulator = Accumulator(
         wrapped,
         optimizer,
-        accum_steps=case.accum_steps,
+        accum_steps=case.accum_steps if case.then is None else Ramp([(0, case.accum_steps), case.then]),
         clip_norm=case.clip_norm,
         grad_norm=True,
         accumulate_in=torch.float32 if half else None,
@@ -114,6 +117,8 @@ def accelerate(case: Case) -> list[torch.Tensor]:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    if case.resumes:
+        raise NotApplicable("the loop's author counts what to skip")
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_steps=case.accum_steps,
@@ -123,6 +128,8 @@ def accelerate(case: Case) -> list[torch.Tensor]:
     optimizer = Recorder(model)
     model, prepared, loader = accelerator.prepare(model, optimizer, loader_of(case))
     for number, batch in epochs(case, loader):
+        if case.then is not None and number == case.then[0]:
+            accelerator.gradient_accumulation_steps = case.then[1]
         with accelerator.accumulate(model):
             if number in case.skipped:
                 continue
@@ -140,7 +147,7 @@ def accelerate_by_count(case: Case) -> list[torch.Tensor]:
 
     if "input_ids" in case.batches[0] or hasattr(case.model(), "encode") or case.static_graph:
         raise NotApplicable("the same as without counting")
-    if case.leaves_after is not None or case.skipped or case.sums or case.divides_twice:
+    if case.leaves_after is not None or case.skipped or case.sums or case.divides_twice or case.then or case.resumes:
         raise NotApplicable("the guide's loop has no such place")
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=case.accum_steps)
     model = case.model()
@@ -171,6 +178,8 @@ def fabric(case: Case) -> list[torch.Tensor]:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
+    if case.then is not None or case.resumes:
+        raise NotApplicable("the loop's author counts")
     strategy: Any = DDPStrategy(static_graph=case.static_graph) if case.ranks > 1 else "auto"
     made = Fabric(accelerator="cpu", devices=case.ranks, strategy=strategy)
     made.launch()
@@ -197,6 +206,10 @@ def lightning(case: Case) -> list[torch.Tensor]:
     import lightning.pytorch as pl
     from lightning.pytorch.strategies import DDPStrategy
 
+    if case.then is not None:
+        raise NotApplicable("its schedule is by epochs alone")
+    if case.resumes:
+        return resuming.lightning(case)
     plain = case.model()
     optimizer = Recorder(plain)
 
@@ -235,8 +248,10 @@ def hf_trainer(case: Case) -> list[torch.Tensor]:
     """With a head that takes the count as those of Transformers do."""
     from transformers import Trainer, TrainingArguments
 
-    if case.leaves_after is not None or case.skipped:
+    if case.leaves_after is not None or case.skipped or case.then is not None:
         raise NotApplicable("no such place in its loop")
+    if case.resumes:
+        return resuming.hf_trainer(case)
     plain = case.model()
     optimizer = Recorder(plain)
     takes_count = "num_items_in_batch" in inspect.signature(plain.forward).parameters

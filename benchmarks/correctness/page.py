@@ -59,6 +59,9 @@ NOTES = {
     "A11": "An update of nothing still moves momentum and weight decay. We make none, and say `no weight`.",
     "A15": "Where the norm is known (`clip_norm`, `scaler` or `grad_norm=True`) we skip the update and go on; without "
     "it we would step too. After the NaN the weight is NaN, whatever comes next.",
+    "A31": "Accelerate counts by a modulo that does not begin anew: 3 micro-batches are divided by 5, and the last 2.",
+    "A32": "With a plain `DataLoader`, which Lightning begins anew; one with a state of its own it would save. The "
+    "Trainer skips as many updates as were made, times the new count.",
     "A21": "The others stop at an assertion inside PyTorch; we refuse before anything has run, and name two ways out.",
     "A22": "Only with `accumulate_in`; without it ours is 0.25 too.",
     "A27": "Plain accumulation cannot do this. sentence-transformers has cached losses.",
@@ -70,9 +73,10 @@ TAIL = """
 Of the same list: tensor and context parallelism (A12, A13: trl#7100, verl#6049), pipelines (A25, A26: torchtitan#1733,
 DeepSpeed#8154) and DeepSpeed's engine (A17, A24: DeepSpeed#8588, DeepSpeed#7981), CUDA graphs (A36: pytorch#96693) and
 half-precision sharding (A19, A20, A23), which need what a CPU has not or a library that is not among these; the search
-for a micro-batch (A30), planning (A33, A34: ludwig, DeepSpeed#8237), resuming with another count (A32), ramps (A31) and
-validation (A35), which are no matter of one update's gradient. Several models (A5: accelerate#668) are right in
-Accelerate's own `accumulate(*models)`; an optimizer in the backward pass (A37: pytorch#124523) leaves no loop to write.
+for a micro-batch (A30), planning (A33, A34: ludwig, DeepSpeed#8237) and validation (A35), which are no matter of an
+update's gradient; a cached loss over gathered representations (A28, A29: tevatron#30, GradCache), which is not in these
+libraries. Several models (A5: accelerate#668) are right in Accelerate's own `accumulate(*models)`; an optimizer in the
+backward pass (A37: pytorch#124523) leaves no loop to write.
 What ours does there is in `tests/torch/accumulate/test_failure_cases.py`.
 """
 
