@@ -3,7 +3,7 @@
 The model is so small that only the loop shows. Every loop does the same: 8 micro-batches of an update, the loss divided
 by the tokens of the whole group, clipped, stepped, the loss and the norm of each update read; where the two trainers of
 overhead_trainers.py differ is said there. overhead_loops TURNS FILE writes JSON: seconds of each turn, and the
-parameters' distance from those of the loop by hand.
+distance of the parameters from those of the loop by hand after the first.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, UPDATES, WIDTH = 8, 5, 16
+WARM = 5
+"""Turns before those that count."""
+SELDOM, EVERY = ("Lightning Trainer", "HF Trainer"), 10
+"""What takes so long to set up that it has one turn in ten, the first that counts among them."""
 Batch = tuple[torch.Tensor, torch.Tensor, int]
 
 
@@ -144,6 +148,13 @@ def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[B
     return found
 
 
+def distances(models: dict[str, torch.nn.Module]) -> dict[str, float]:
+    """Of their parameters from those of the loop by hand: relative, in the 2-norm."""
+    found = {name: torch.nn.utils.parameters_to_vector(model.parameters()).detach() for name, model in models.items()}
+    right = found["by hand"]
+    return {name: float((each - right).norm() / right.norm()) for name, each in found.items()}
+
+
 def main(turns: int, file: str) -> None:
     """Every loop in each turn, nobody always first."""
     warnings.simplefilter("ignore")
@@ -159,18 +170,15 @@ def main(turns: int, file: str) -> None:
         loops = contenders(fused)
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         names = list(loops)
-        for turn in range(turns + 5):
+        for turn in range(turns + WARM):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always the first
+                if name in SELDOM and turn and turn % EVERY != WARM:
+                    continue
                 took = loops[name][1](batches)
-                if turn >= 5:
+                if turn >= WARM:
                     seconds[name].append(took)
-        right = torch.cat([each.detach().flatten() for each in loops["by hand"][0].parameters()])
-        apart = {
-            name: float(
-                (torch.cat([each.detach().flatten() for each in model.parameters()]) - right).norm() / right.norm()
-            )
-            for name, (model, _) in loops.items()
-        }
+            if turn == 0:  # as long as all have made the same updates
+                apart = distances({name: model for name, (model, _) in loops.items()})
         found["fused AdamW" if fused else "AdamW"] = {"seconds": seconds, "apart": apart}
     Path(file).write_text(json.dumps(found))
 
