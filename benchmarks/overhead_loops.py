@@ -1,16 +1,20 @@
 """Run by bench_overhead.py where the libraries are: one training loop in each of its spellings, turn by turn.
 
 The model is so small that only the loop shows. Every loop does the same: 8 micro-batches of an update, the loss divided
-by the tokens of the whole group, clipped, stepped, the loss and the norm of each update read. Prints JSON: seconds of
-each turn, and the parameters' distance from those of the loop by hand.
+by the tokens of the whole group, clipped, stepped, the loss and the norm of each update read; where the two trainers of
+overhead_trainers.py differ is said there. overhead_loops TURNS FILE writes JSON: seconds of each turn, and the
+distance of the parameters from those of the loop by hand after the first.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import logging
 import sys
 import time
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEPS, UPDATES, WIDTH = 8, 5, 16
+WARM = 5
+"""Turns before those that count."""
+SELDOM, EVERY = ("Lightning Trainer", "HF Trainer"), 10
+"""What takes so long to set up that it has one turn in ten, the first that counts among them."""
 Batch = tuple[torch.Tensor, torch.Tensor, int]
 
 
@@ -90,7 +98,18 @@ def with_fabric(made: Any, model: Any, optimizer: Any, batches: list[Batch]) -> 
         total.item(), norm.item()
 
 
-def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[Batch]], None]]]:
+def timed(loop: Callable[..., None], *arguments: Any) -> Callable[[list[Batch]], float]:
+    """The loop with these arguments, which gives the seconds that it took."""
+
+    def run(batches: list[Batch]) -> float:
+        begun = time.perf_counter()
+        loop(*arguments, batches)
+        return time.perf_counter() - begun
+
+    return run
+
+
+def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[Batch]], float]]]:
     """Each loop with its own copy of the model, by name."""
     torch.manual_seed(0)
     first = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, WIDTH))
@@ -99,32 +118,47 @@ def contenders(fused: bool) -> dict[str, tuple[torch.nn.Module, Callable[[list[B
         model = copy.deepcopy(first)
         return model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
 
-    found: dict[str, tuple[torch.nn.Module, Callable[[list[Batch]], None]]] = {}
+    found: dict[str, tuple[torch.nn.Module, Callable[[list[Batch]], float]]] = {}
     for name in ("by hand", "by hand, again"):  # twice: how far two runs of one thing lie apart
         model, optimizer = fresh()
-        found[name] = model, lambda batches, m=model, o=optimizer: by_hand(m, o, batches)  # type: ignore[misc]
+        found[name] = model, timed(by_hand, model, optimizer)
     model, optimizer = fresh()
     accumulator = Accumulator(model, optimizer, accum_steps=STEPS, clip_norm=1.0)
-    found["gradaccum"] = model, lambda batches, m=model: ours(accumulator, m, batches)  # type: ignore[misc]
+    found["gradaccum"] = model, timed(ours, accumulator, model)
 
     from accelerate import Accelerator
 
     model, optimizer = fresh()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=STEPS)
     prepared: Any = accelerator.prepare(model, optimizer)
-    found["Accelerate"] = model, lambda batches: with_accelerate(accelerator, prepared[0], prepared[1], batches)
+    found["Accelerate"] = model, timed(with_accelerate, accelerator, *prepared)
 
     from lightning.fabric import Fabric
 
     model, optimizer = fresh()
     made = Fabric(accelerator="cpu", devices=1)
     wrapped: Any = made.setup(model, optimizer)
-    found["Fabric"] = model, lambda batches: with_fabric(made, wrapped[0], wrapped[1], batches)
+    found["Fabric"] = model, timed(with_fabric, made, *wrapped)
+
+    from benchmarks.overhead_trainers import HuggingFace, Lightning
+
+    for name, trainer in (("Lightning Trainer", Lightning), ("HF Trainer", HuggingFace)):
+        model, optimizer = fresh()
+        found[name] = model, trainer(model, optimizer, STEPS)
     return found
 
 
-def main(turns: int) -> None:
+def distances(models: dict[str, torch.nn.Module]) -> dict[str, float]:
+    """Of their parameters from those of the loop by hand: relative, in the 2-norm."""
+    found = {name: torch.nn.utils.parameters_to_vector(model.parameters()).detach() for name, model in models.items()}
+    right = found["by hand"]
+    return {name: float((each - right).norm() / right.norm()) for name, each in found.items()}
+
+
+def main(turns: int, file: str) -> None:
     """Every loop in each turn, nobody always first."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     batches = [
@@ -136,22 +170,18 @@ def main(turns: int) -> None:
         loops = contenders(fused)
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         names = list(loops)
-        for turn in range(turns + 5):
+        for turn in range(turns + WARM):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always the first
-                begun = time.perf_counter()
-                loops[name][1](batches)
-                if turn >= 5:
-                    seconds[name].append(time.perf_counter() - begun)
-        right = torch.cat([each.detach().flatten() for each in loops["by hand"][0].parameters()])
-        apart = {
-            name: float(
-                (torch.cat([each.detach().flatten() for each in model.parameters()]) - right).norm() / right.norm()
-            )
-            for name, (model, _) in loops.items()
-        }
+                if name in SELDOM and turn and turn % EVERY != WARM:
+                    continue
+                took = loops[name][1](batches)
+                if turn >= WARM:
+                    seconds[name].append(took)
+            if turn == 0:  # as long as all have made the same updates
+                apart = distances({name: model for name, (model, _) in loops.items()})
         found["fused AdamW" if fused else "AdamW"] = {"seconds": seconds, "apart": apart}
-    json.dump(found, sys.stdout)
+    Path(file).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

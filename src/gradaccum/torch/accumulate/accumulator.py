@@ -34,6 +34,7 @@ from gradaccum.torch.accumulate.source import Source
 from gradaccum.torch.accumulate.split import samples_of, split
 from gradaccum.torch.accumulate.state import State
 from gradaccum.torch.accumulate.sync import Sync
+from gradaccum.torch.accumulate.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,7 +58,8 @@ MODELS = "models come first: a module, or several"
 class Accumulator:
     """Makes groups of micro-batches, and one optimizer update of each group.
 
-    models: a module, or several that are stepped together; plain, DDP, FSDP2 or HSDP. optimizers: one, or several.
+    models: a module, or several that are stepped together; plain, DDP, FSDP2 or HSDP. optimizers: one, or several; of
+    one that Accelerate or Fabric has prepared the optimizer inside is stepped.
     accum_steps: micro-batches of one group; or a function of the progress so far, such as Ramp, for the next one.
     clip_norm: the largest 2-norm of the mean gradient, over all optimizers.
     scaler: a GradScaler, for fp16 autocast.
@@ -100,6 +102,7 @@ class Accumulator:
     ) -> None:
         models = _all_of(models, torch.nn.Module, MODELS)
         optimizers = _all_of(optimizers, torch.optim.Optimizer, "optimizers come second: one, or several")
+        optimizers = [unwrapped(each) for each in optimizers]
         if not (accum_steps is None or callable(accum_steps) or (isinstance(accum_steps, int) and accum_steps >= 1)):
             raise AccumulationError(
                 f"accum_steps is a whole number of at least 1, or a function of the progress, not {accum_steps!r}"
@@ -124,7 +127,7 @@ class Accumulator:
                 "in the first backward pass; it goes with plain modules and DDP"
             )
         parameters = _parameters(optimizers)
-        _check_ownership(models, parameters, self.sync)
+        _check_ownership(parameters, self.sync)
         _check(models, parameters, accum_steps)
         self._state = State(
             sync=self.sync,
@@ -345,9 +348,9 @@ def _all_of(given: Any, kind: type[T], words: str) -> list[T]:
     return found
 
 
-def _check_ownership(models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Parameter], sync: Sync) -> None:
+def _check_ownership(parameters: Sequence[torch.nn.Parameter], sync: Sync) -> None:
     """That the optimizers train these models, and that somebody brings the ranks' gradients together."""
-    own = {id(each) for model in models for each in model.parameters()}
+    own = {id(each) for model in sync.models for each in model.parameters()}
     foreign = [each for each in parameters if id(each) not in own]
     if len(foreign) == len(parameters) or (foreign and sync.kind != "plain"):
         raise AccumulationError(

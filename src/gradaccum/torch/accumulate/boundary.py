@@ -110,5 +110,7 @@ def _divides_well(gradient: torch.Tensor) -> bool:
 
 
 def _takes_grad_scale(optimizer: torch.optim.Optimizer) -> bool:
-    """torch/amp/grad_scaler.py looks at the same attribute."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    """torch/amp/grad_scaler.py looks at the same attribute. One that a wrapper hands through from the optimizer inside
+    does not count: that one would not see the scale.
+    """
+    return bool(vars(optimizer).get("_step_supports_amp_scaling", False))

@@ -42,6 +42,7 @@ BUCKET = 25 * 2**20
 class Sync:
     """The models' common way: plain (one process, or a process group given by hand), DDP, FSDP2, or HSDP.
 
+    models: as given; of each the DDP inside where there is one, as torch.compile and Fabric wrap it once more.
     world, rank: of those over which gradients come together. sharded: whether each forward pass is a collective, so
     that every rank has to run as many. mode: one of MODES but auto.
     """
@@ -54,8 +55,8 @@ class Sync:
         buffered: bool = False,
         context_parallel: int = 1,
     ) -> None:
-        self.models = models
         self.kind = _kind_of(models)
+        self.models = [each for model in models for each in _replicas(model)] or models
         self._param_groups = [each for model in models for each in _param_groups(model)]
         self.process_group = self._data_parallel(process_group)
         self.context_parallel = context_parallel
@@ -259,12 +260,17 @@ def _kind_of(models: Sequence[torch.nn.Module]) -> str:
 
 
 def _kind(model: torch.nn.Module) -> str:
-    if isinstance(model, DistributedDataParallel):
+    if _replicas(model):
         return "ddp"
     groups = _param_groups(model)
     if not groups:
         return "plain"
     return "hsdp" if any(hasattr(each.mesh_info, "replicate_mesh_size") for each in groups) else "fsdp2"
+
+
+def _replicas(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Itself, or what is inside, where that is DDP."""
+    return [each for each in model.modules() if isinstance(each, DistributedDataParallel)]
 
 
 def _param_groups(model: torch.nn.Module) -> list[Any]:
