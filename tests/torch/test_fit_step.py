@@ -114,6 +114,7 @@ def test_a_length_that_a_function_needs_is_the_usual_one_where_nothing_is_said()
 
     def peak(function: Any, **how: Any) -> tuple[int, int | None]:
         found = fitted(function, **how)
+        assert found.plan is not None
         return found.memory.peak_bytes, found.plan.sequence_length
 
     assert peak(needs) == peak(needs, sequence_length=2048)
