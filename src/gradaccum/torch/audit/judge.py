@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,7 +93,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         clipped = _clipped(updates[0].events)
         dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
-        common = _common(arrived, clipped)
+        common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
         passes = [
             (rank, index, each)
             for rank, update in enumerate(updates)
@@ -192,8 +193,6 @@ def _arriving(group: Group) -> Iterator[Found]:
     leaks = [
         key for share in arrived.share for key, value in share.items() if key[1] == LEAK and abs(value) > best * 1e-6
     ]
-    if leaks and group.number == 0 and not best:
-        leaks = []
     if leaks:
         size = norm(group.updates[leaks[0][0]].passes[0].before) / (norm(group.updates[leaks[0][0]].received) or 1.0)
         yield Found("GA107", {**where, "share_of_gradient": size})
@@ -347,8 +346,9 @@ def _constant(
         return
     for nominal in range(steps + 1, 4097):  # divided by a count that no update had
         if family.divided_by(nominal) and near(total, steps / nominal, family.tolerance):
+            evidence = {**where, "micro_batches": steps, "divided_by": nominal, "total": total}
             yield Found(
-                "GA105" if short else "GA102", {**where, "micro_batches": steps, "divided_by": nominal, "total": total}
+                "GA105" if short else "GA102", {**evidence, "times": nominal / steps, "of": "a count of its own"}
             )
             return
     scale = _power_of_two(family)
@@ -359,15 +359,9 @@ def _constant(
 def _power_of_two(family: Family) -> float:
     """A loss scale on the way: a large factor that is a power of two."""
     for value in family.weighty[0].term.factors:
-        if value >= 1024 and near(2 ** round(_log2(value)), value, 1e-6):
+        if value >= 1024 and near(2.0 ** round(math.log2(value)), value, 1e-6):
             return value
     return 0.0
-
-
-def _log2(value: float) -> float:
-    import math
-
-    return math.log2(value)
 
 
 def _auxiliary(family: Family, main: Family, group: Group) -> Iterator[Found]:

@@ -30,6 +30,7 @@ from gradaccum.torch.audit.weights import Instrument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from types import FrameType
 
 SCALE_FREE = (
     "Adam",
@@ -52,8 +53,8 @@ _OWN = ("/gradaccum/torch/audit/", "/torch/", "/accelerate/", "/lightning/", "/t
 class Watcher:
     """Watches from `start` to `stop`; `seen` is this rank's record.
 
-    updates: how many updates of each optimizer are audited from the first on; None for all. models, optimizers: those to
-    watch; none: every one that is made from now on. on_update: called after each update with its number.
+    updates: how many updates of each optimizer are audited from the first on; None for all. models, optimizers: those
+    to watch; none: all that take part. on_update: called after each update with its record.
     """
 
     def __init__(
@@ -188,9 +189,8 @@ class Watcher:
             heard, after = each.witness.heard(), each.witness.gradients()
             reached = heard is not None or each.witness.sharded
             if reached:
-                each.passes.append(
-                    _Open(site, instrument, calls, samples, each.before, heard, after, reduces, dtype, each.events)
-                )
+                sketches = (each.before, heard, after)
+                each.passes.append(_Open(site, instrument, calls, samples, sketches, reduces, dtype, each.events))
                 each.events = []
             else:
                 each.count -= 1
@@ -387,17 +387,14 @@ class _Open:
         instrument: Instrument,
         calls: int,
         samples: int | None,
-        before: torch.Tensor | None,
-        heard: torch.Tensor | None,
-        after: torch.Tensor | None,
+        sketches: tuple[torch.Tensor | None, ...],
         reduces: bool | None,
         dtype: str,
         events: list[_Happened],
     ) -> None:
         self.site, self.instrument, self.calls, self.samples = site, instrument, calls, samples
         self.reduces, self.dtype = reduces, dtype
-        self.sketches = (before, heard, after)
-        self.events = events
+        self.sketches, self.events = sketches, events
 
     def settled(self) -> Pass:
         terms = [
@@ -434,7 +431,7 @@ def _samples(values: list[Any]) -> int | None:
 
 def _site() -> str:
     """Where the loop calls backward: the nearest frame that belongs to no library; else the outermost of a library."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     first = ""
     while frame is not None:
         path = frame.f_code.co_filename.replace("\\", "/")
@@ -442,14 +439,14 @@ def _site() -> str:
             return f"{path}:{frame.f_lineno}"
         if "/gradaccum/torch/audit/" not in path and "/torch/" not in path and not first:
             first = f"{path}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return first
 
 
 def _with_own_step(kind: type) -> list[type]:
-    found = [kind] if "step" in vars(kind) else []
-    for each in kind.__subclasses__():
-        found.extend(_with_own_step(each))
+    found: list[type] = [kind] if "step" in vars(kind) else []
+    for below in kind.__subclasses__():
+        found.extend(_with_own_step(below))
     return list(dict.fromkeys(found))
 
 
