@@ -43,6 +43,10 @@ class Arrivals:
     unexplained: list[Key] = field(default_factory=list)
     seen: bool = True
 
+    def reach(self, key: Key) -> float:
+        """The largest factor with which a (rank, pass) reached any rank's step."""
+        return max((abs(share.get(key, 0.0)) for share in self.share), default=0.0)
+
     @property
     def apart(self) -> bool:
         """Whether each rank received its own passes alone."""

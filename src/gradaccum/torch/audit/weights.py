@@ -60,7 +60,8 @@ class Term:
 class Instrument:
     """Hooks for one backward pass: `attach(root)` before it, `detach()` after it; `settle()` gives the numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_nodes: int = MOST_NODES) -> None:
+        self._most_nodes = most_nodes
         self._handles: list[Any] = []
         self._arrived: dict[tuple[int, int], torch.Tensor] = {}  # the gradient of (node, output)
         self._nodes: list[Any] = []  # held, so that an id names one node
@@ -97,7 +98,7 @@ class Instrument:
             if key in seen:
                 continue
             seen.add(key)
-            if len(seen) > MOST_NODES:
+            if len(seen) > self._most_nodes:
                 self.complete = False
                 return
             way = (*way, key)
