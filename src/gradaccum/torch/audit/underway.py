@@ -46,6 +46,7 @@ class Watched:
         self.pending: Any = None
 
     def described(self) -> OptimizerSeen:
+        """The optimizer as plain data."""
         optimizer = self.optimizer()
         assert optimizer is not None
         name = type(optimizer).__name__
@@ -79,6 +80,7 @@ class Happened:
         self.name, self.values = name, values
 
     def settled(self) -> Event:
+        """With its numbers; waits for the device."""
         return Event(self.name, [float(each) for each in self.values])
 
 
@@ -101,6 +103,7 @@ class OpenPass:
         self.sketches, self.events = sketches, events
 
     def settled(self) -> Pass:
+        """With its numbers; waits for the device."""
         terms = [
             TermSeen(each.leaf, each.kind, each.weight, each.spread, each.units, list(each.factors))
             for each in self.instrument.settle()
