@@ -158,7 +158,9 @@ def _together(
     sums = [plus((each.before, each.heard)) for _, each in there]
     alone = max(factor_rest(own, each.after) for own, (_, each) in zip(sums, there, strict=True))
     ratio, rest = factor(plus(sums), there[0][1].after)
-    if rest < within and rest <= alone and not _all_equal(sums, within):
+    if _all_equal(sums, within):  # of the same data: only the wrapper knows
+        return ratio if all(each.reduces for _, each in there) else None
+    if rest < within and rest <= alone:
         return ratio
     return ratio if alone > within and rest < alone / 3 else None
 

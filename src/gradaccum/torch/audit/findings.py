@@ -165,9 +165,9 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "GA114": Kind(
-        ERROR,
-        "The loss term {term} grows with the number of micro-batches: it counts {times} times, the first term once.",
-        "the coefficient in effect is {times} times the one that was written",
+        WARNING,  # a coefficient that was divided beforehand looks the same
+        "The loss term {term} is nowhere divided by the {times} micro-batches, while the first term is.",
+        "unless its coefficient holds the division already, it counts {times} times",
         {"": "divide the whole loss, auxiliary terms too, by the number of micro-batches"},
     ),
     "GA115": Kind(

@@ -42,6 +42,7 @@ class Group:
     considered: set[tuple[int, int]]
     dropped: int = 0
     target_batch: int | None = None
+    nominal_steps: int | None = None
 
     @property
     def steps(self) -> int:
@@ -65,7 +66,7 @@ class Group:
         """Whether the weights of a family sum to that value, or those of all together, by any of their units."""
         if family is not None and family.unit_of(value) is not None:
             return True
-        totals = [list(each.totals().values()) for each in self.families if each.weighty]
+        totals = [each.likely_totals for each in self.families if each.weighty]
         if not 2 <= len(totals) <= MOST_FAMILIES:
             return False
         return any(near(sum(choice), value, self.tolerance) for choice in itertools.product(*totals))
@@ -92,19 +93,19 @@ class Group:
         A pass whose model call was not seen has as many as its loss has rows, by the rows of a sample in other passes.
         """
         passes = [self.seen(key) for key in self.passes]
-        if not passes:
-            return None
         known = [(each.samples, rows) for each in passes if each.samples and (rows := _rows(each))]
-        rows_each = known[0][1] / known[0][0] if known else 1.0
-        total = 0
+        if not known:
+            return None
+        rows_each = known[0][1] / known[0][0]
+        total = 0.0
         for each in passes:
             samples, rows = each.samples, _rows(each)
-            if samples is None:
-                if rows is None or rows % rows_each:
-                    return None
-                samples = int(rows / rows_each)
-            total += samples
-        return total
+            if samples is None and (rows is None or rows % rows_each):
+                return None
+            of_rows = (rows or 0.0) / rows_each
+            total += of_rows if samples is None else samples
+        # A loss for each pair of samples, as preferences have it, counts pairs.
+        return int(total / 2) if rows_each == 0.5 else int(total)
 
 
 def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
@@ -155,6 +156,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             set(own),
             len(dropped),
             ranks[0].target_batch,
+            ranks[0].nominal_steps,
         )
 
 

@@ -99,22 +99,35 @@ class Family:
         return self.flat and (self.sums or self.unit_of(1.0) is not None)
 
     @property
-    def largest_total(self) -> float:
-        """The sum of all weights, by the unit of which there are most."""
-        return max(self.totals().values(), default=0.0)
+    def first_total(self) -> float:
+        """The sum of all weights, by the likeliest unit; 0 where no unit is known."""
+        return next(iter(self.totals().values()), 0.0)
+
+    @property
+    def likely_totals(self) -> list[float]:
+        """The sum of all weights, of a mean by its own unit; what a sum counts may be any."""
+        totals = list(self.totals().values())
+        return totals[:1] if all(each.term.kind == "mean" for each in self.items) else totals
 
     @property
     def fine(self) -> bool:
-        """Right, up to a coefficient of the person's own: equal weights, divided once by the micro-batches."""
+        """Right, up to a coefficient of the person's own: equal weights, divided once."""
+        return self.right or (self.flat and self.times_divided == 1)
+
+    @property
+    def times_divided(self) -> int:
+        """How often each item was divided: by the micro-batches, and by the units of the whole update."""
         steps = self.micro_batches()
-        return self.right or (self.flat and steps > 1 and self.divisions(steps) == 1 and not self.by_whole)
+        return (self.divisions(steps) if steps > 1 else 0) + self.by_whole
 
     @property
     def by_whole(self) -> bool:
         """Whether each item was divided by the units of the whole update: any further division is one too many."""
         sums = all(each.term.kind in ("sum", "root") for each in self.items)
+        ranks = len(self.by_rank())
+        whole = [number for unit in self.totals() if (number := sum(self.counts(unit)))]
         return sums and any(
-            number > 1 and self.divisions(number) for unit in self.totals() if (number := sum(self.counts(unit)))
+            number > 1 and self.divisions(number) > 0 for count in whole for number in {count, count / ranks}
         )
 
     def unit_of(self, value: float) -> str | None:
@@ -144,14 +157,13 @@ class Family:
         return found
 
     def divisions(self, number: float) -> int:
-        """How often each item's way was divided by that number, the arrival included."""
-        return min(
-            (
-                sum(near(abs(value) * number, 1.0, self.tolerance) for value in (*each.term.factors, each.arrival))
-                for each in self.weighty
-            ),
-            default=0,
-        )
+        """How often each item's way was divided by that number, and not multiplied by it; the arrival included."""
+        found = []
+        for each in self.weighty:
+            ways = [abs(value) for value in (*each.term.factors, each.arrival)]
+            divided = sum(near(value * number, 1.0, self.tolerance) for value in ways)
+            found.append(divided - sum(near(value, number, self.tolerance) for value in ways))
+        return min(found, default=0)
 
 
 def near(value: float, wanted: float, tolerance: float) -> bool:

@@ -79,10 +79,13 @@ class Pass:
 
     @property
     def samples(self) -> int | None:
-        """Those of the micro-batch; of all calls where each had a loss of its own, and the losses were added up."""
-        if len(self.calls) > 1 and self.losses == len(self.calls):
-            return None if None in self.calls else sum(each or 0 for each in self.calls)
-        return self.calls[-1] if self.calls else None
+        """Those of the micro-batch: of all calls, where each had a loss of its own or one loss has the rows of all."""
+        if not self.calls or None in self.calls:
+            return None
+        total = sum(each or 0 for each in self.calls)
+        rows = self.terms[0].units.get("rows") if self.terms else None
+        together = self.losses == len(self.calls) or rows == total
+        return total if together else self.calls[-1]
 
     @property
     def losses(self) -> int:
@@ -126,7 +129,7 @@ class OptimizerSeen:
 
 @dataclass
 class RankSeen:
-    """All that one rank saw."""
+    """All that one rank saw. nominal_steps: the micro-batches for each update that the trainer was told."""
 
     rank: int = 0
     world: int = 1
@@ -139,6 +142,7 @@ class RankSeen:
     reduction_bytes: int = 0
     not_seen: list[str] = field(default_factory=list)
     leftover: int = 0
+    nominal_steps: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for another process."""

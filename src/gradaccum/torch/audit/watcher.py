@@ -25,7 +25,7 @@ from gradaccum.torch.audit.patches import Patches
 from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
-from gradaccum.torch.audit.where import alive, framework, site_of_call
+from gradaccum.torch.audit.where import alive, framework, nominal_steps, site_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -137,6 +137,9 @@ class Watcher:
             for each in modules:
                 if id(each) not in inner and any(id(p) in trained for p in each.parameters()):
                     self._follow(each)
+                    if hasattr(each, "training_step"):  # a LightningModule is not called itself
+                        for child in each.children():
+                            self._follow(child)
 
     # The loop's calls
 
@@ -195,6 +198,7 @@ class Watcher:
 
     def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
         site, reduces = site_of_call(), self._reduces()
+        self.seen.nominal_steps = nominal_steps() or self.seen.nominal_steps
         calls = next(iter(self._calls.values()), ([], []))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()

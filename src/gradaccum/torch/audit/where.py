@@ -56,3 +56,18 @@ def framework() -> str:
         if module in modules:
             return name
     return "torch"
+
+
+def nominal_steps() -> int | None:
+    """The micro-batches for each update that Lightning or Accelerate was told; None where neither says."""
+    if "accelerate.state" in sys.modules and framework() == "accelerate":
+        state = sys.modules["accelerate.state"].GradientState._shared_state
+        return int(state["plugin_kwargs"].get("num_steps", 1)) if "plugin_kwargs" in state else None
+    if framework() == "lightning":
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            trainer = getattr(frame.f_locals.get("self"), "trainer", None)
+            if isinstance(steps := getattr(trainer, "accumulate_grad_batches", None), int):
+                return steps
+            frame = frame.f_back
+    return None

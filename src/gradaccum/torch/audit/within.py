@@ -7,9 +7,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gradaccum.torch.audit.arrivals import LEAK
+from gradaccum.torch.audit.arrivals import LEAK, factor_rest
 from gradaccum.torch.audit.findings import Found
-from gradaccum.torch.audit.normalisation import Family, near
+from gradaccum.torch.audit.normalisation import Family, equal, near
 from gradaccum.torch.audit.sketch import norm
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def _leaks(group: Group, best: float) -> Iterator[Found]:
 
 def _ranks(group: Group, best: float) -> Iterator[Found]:
     """Whether each rank's passes reach all ranks."""
+    received = [update.received for update in group.updates]
+    if all(factor_rest(received[0], each) < group.tolerance for each in received):
+        return  # the same on all ranks, by whatever way
     missing = {
         key
         for key in group.passes
@@ -151,7 +154,9 @@ def _usual(group: Group, groups: Sequence[Group]) -> Group:
 def _term(family: Family, group: Group, usual: Group) -> Iterator[Found]:
     """Why the weights of the first loss term are not those of one batch."""
     where = {"update": group.number, "term": family.name}
-    if not family.flat:
+    if (more := _left_in(family, group, usual)) is not None:
+        yield Found("GA107", {**where, **more})
+    elif not family.flat:
         yield from _uneven(family, group, where)
     else:
         yield from _constant(family, group, usual, where)
@@ -163,14 +168,17 @@ def _further(family: Family, main: Family | None, group: Group, usual: Group) ->
     steps, world = family.micro_batches(), len(group.updates)
     if steps < 2 or main is None or not main.fine:
         return
-    if not family.flat and (family.divisions(steps) or _own_share(family, 1 / group.steps)):
+    if not family.flat and (family.divisions(steps) > 0 or _own_share(family, 1 / group.steps)):
         yield from _uneven(family, group, where)
         return
+    sums = all(each.term.kind == "sum" for each in family.items)
+    if sums and family.flat and not equal(family.counts("counted"), family.tolerance):
+        return  # divided by a number that all have in common
     counts = [sum(each.units(unit) or 0 for each in one.weighty) for one in (family, main) for unit in one.totals()]
     divisors = [steps, group.steps, *counts, *(count / world for count in counts)]
-    if family.flat and any(number > 1 and family.divisions(number) for number in divisors):
+    if family.flat and any(number > 1 and family.divisions(number) > 0 for number in divisors):
         return
-    if group.steps < usual.steps and family.flat and family.divisions(usual.steps):
+    if group.steps < usual.steps and family.flat and family.divisions(usual.steps) > 0:
         return  # divided as in a full group, which the first term has been told of
     yield Found(
         "GA114", {**where, "times": steps, "total": sum(abs(each.term.arrived or 0.0) for each in family.weighty)}
@@ -190,6 +198,9 @@ def _uneven(family: Family, group: Group, where: dict[str, object]) -> Iterator[
             yield Found("GA103", evidence)
         if not within_ranks or max(totals) != min(totals):
             yield Found("GA104", evidence)
+        steps = family.micro_batches()
+        if steps > 1 and _own_share(family, 1.0 / len(group.updates)):
+            yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": steps})
     elif (unit := _own_ranks(family)) is not None:
         totals = [sum(counts) for counts in _counts_by_rank(family, unit)]
         yield Found("GA104", {**evidence, "unit": unit, "counts": totals})
@@ -229,19 +240,17 @@ def _constant(family: Family, group: Group, usual: Group, where: dict[str, objec
     if (short := _short(family, group, usual)) is not None:
         yield Found("GA105", {**where, **short})
         return
-    if (more := _more(family, group, usual)) is not None:
-        yield Found("GA107", {**where, **more})
-        return
     if steps == 1 and world == 1:
         return  # one batch: its coefficient is the person's
     known = [("micro-batches", steps), ("ranks", world), ("micro-batches and ranks", steps * world)]
     for name, number in known:
-        if number > 1 and group.sums_to(number, family) and not family.divisions(number):
+        if number > 1 and group.sums_to(number, family) and family.divisions(number) < 1:
             yield Found("GA101", {**where, "times": number, "of": name, "total": number})
             return
     for name, number in known:
-        if number > 1 and group.sums_to(1 / number, family) and (family.divisions(number) != 1 or family.by_whole):
-            yield Found("GA102", {**where, "times": number, "of": name, "total": 1 / number})
+        twice = family.divisions(number) + family.by_whole > 1 or group.sums_to(1 / number, family)
+        if number > 1 and twice and family.divisions(number) + family.by_whole != 1:
+            yield Found("GA102", {**where, "times": number, "of": name, "total": family.first_total})
             return
     weight = abs(family.weighty[0].weight)
     sums = all(each.term.kind == "sum" for each in family.items)
@@ -251,29 +260,33 @@ def _constant(family: Family, group: Group, usual: Group, where: dict[str, objec
         )
     elif (scale := _loss_scale(family)) and not any(e.name == "unscale" for u in group.updates for e in u.events):
         yield Found("GA117", {**where, "scale": scale})
-    elif not family.fine and (total := family.largest_total) > 1 + family.tolerance and total <= steps:
+    elif not family.fine and 1 + family.tolerance < (total := family.first_total) <= steps:
         yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": total})
 
 
 def _short(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
-    """Whether a group with fewer micro-batches than others was divided by theirs."""
-    steps, most = family.micro_batches(), usual.steps
-    alike = next((each for each in usual.families if each.name == family.name and each.flat), None)
-    if group.steps >= most or alike is None:
+    """Whether a group with fewer micro-batches than others, or than the trainer was told, was divided by theirs."""
+    steps, most = family.micro_batches(), max(usual.steps, group.nominal_steps or 0)
+    if group.steps >= most:
         return None
-    full = alike.totals()
+    alike = next((each for each in usual.families if each.name == family.name and each.flat), None)
+    full = {} if alike is None or usual.steps < most else alike.totals()
     for unit, total in family.totals().items():
-        if unit in full and near(total, full[unit] * steps / most, family.tolerance):
+        told = most == group.nominal_steps and family.divisions(most) == 1
+        if near(total, full.get(unit, 1.0 if told else 0.0) * steps / most, family.tolerance):
             return {"micro_batches": steps, "divided_by": most, "total": total}
     return None
 
 
-def _more(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
-    """Whether a group has more micro-batches than it is divided by: those before it were left in the gradients."""
-    steps, common = family.micro_batches(), usual.steps
-    if group.steps <= common or family.unit_of(steps / common) is None:
-        return None
-    return {"share_of_gradient": (steps - common) / steps, "micro_batches": steps, "divided_by": common}
+def _left_in(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
+    """Whether the last micro-batches alone are a whole update: those before them were left in the gradients."""
+    ends = {rank: len(update.passes) for rank, update in enumerate(group.updates)}
+    for common in {usual.steps, group.nominal_steps or usual.steps}:
+        last = tuple(each for each in family.items if each.index >= ends[each.rank] - common)
+        if 1 < common < group.steps and Family(family.name, last, family.tolerance).right:
+            share = (group.steps - common) / group.steps
+            return {"share_of_gradient": share, "micro_batches": group.steps, "divided_by": common}
+    return None
 
 
 def _loss_scale(family: Family) -> float:
