@@ -57,7 +57,7 @@ STYLE = """
 .gradaccum-audit .numbers thead, .gradaccum-audit .numbers tbody tr { background: none; border: 0; }
 .gradaccum-audit .numbers th, .gradaccum-audit .numbers td { background: none; border: 0; color: inherit;
   font-weight: 400; padding: 0.1em 1.4em 0.1em 0; text-align: right; white-space: nowrap; }
-.gradaccum-audit .numbers :is(th, td):first-child { text-align: left; }
+.gradaccum-audit .numbers th:first-child, .gradaccum-audit .numbers td:first-child { text-align: left; }
 .gradaccum-audit .numbers thead th { font-size: 0.88em; opacity: 0.8; }
 .gradaccum-audit .ga-right { fill: #4a8ab5; fill-opacity: 1; }
 .gradaccum-audit .ga-off { fill: #d0553f; fill-opacity: 1; }
