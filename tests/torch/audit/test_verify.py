@@ -204,6 +204,30 @@ def test_autocast_counts_as_what_it_computes_in():
     assert (found.verdict, found.dtype) == ("right", "bfloat16")
 
 
+def test_products_are_in_full_precision_meanwhile():
+    seen = []
+
+    def precise(model, batch):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return mean(model, batch)
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert True in before
+    verify(Scalar(), precise, POWERS, 2)
+    assert set(seen) == {(False, False)}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_precision_that_was_set_by_the_newer_name_stays():
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        assert verify(Scalar(), mean, POWERS, 2).verdict == "right"
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = before
+
+
 def test_a_gradient_that_is_0_is_no_error():
     """A bias before BatchNorm has none but rounding; frozen or not, it must not be the row that decides."""
     model = nn.Sequential(network(), nn.Softmax(dim=1))
