@@ -80,9 +80,10 @@ def masked(model, batch):
     return (model(x) * mask).sum() / mask.sum()
 
 
-def test_a_mean_of_means_is_named_with_its_counts():
+@pytest.mark.parametrize("mask", [MASK, MASK > 0], ids=["numbers", "booleans"])
+def test_a_mean_of_means_is_named_with_its_counts(mask):
     """Means of 2 over one token and 10 over three: 8 as one batch, 6 as a mean of means."""
-    found = verify(Scalar(), masked, (X, MASK), 1)
+    found = verify(Scalar(), masked, (X, mask), 1)
     assert (found.verdict, codes(found)) == ("fault", ["GA103"])
     assert found.table[0].ratio == pytest.approx(6 / 8)
     assert found.table[0].error == pytest.approx(2 / 8)
