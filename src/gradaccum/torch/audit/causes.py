@@ -83,7 +83,7 @@ def _weights(joined: Joined) -> AuditFinding:
             f"{rest:.2%} is in none of them. What a sample contributes changes with the samples beside it.",
             {"rest": rest, "error": joined.error},
             "micro-batches give another loss: a contrastive one sees fewer negatives, a balancing one fewer tokens",
-            "cache the representations' gradients: group.cached of gradaccum.torch.Accumulator; or a larger micro-batch",
+            "cache the representations: group.cached of gradaccum.torch.Accumulator; or a larger micro-batch",
         )
     return _unknown(joined, (needed * joined.by).tolist())
 
