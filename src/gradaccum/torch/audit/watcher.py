@@ -94,8 +94,8 @@ class Watcher:
         for kind in _with_own_step(LRScheduler):
             around(kind, "step", self._scheduler_step)
         self._handles = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
+            register_optimizer_step_pre_hook(torch._disable_dynamo(self._before_step)),  # in a compiled step as well
+            register_optimizer_step_post_hook(torch._disable_dynamo(self._after_step)),
         ]
 
     def stop(self) -> RankSeen:
@@ -107,6 +107,10 @@ class Watcher:
         self._forward_handles.clear()
         for watched in self._watched.values():
             watched.witness.deafen()
+        return self.so_far()
+
+    def so_far(self) -> RankSeen:
+        """The record as it stands, while the loop goes on."""
         self.seen.leftover = max((each.count for each in self._watched.values()), default=0)
         self._finish()
         return self.seen
