@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 RIGHT, FAULT, NOT_SEEN = "right", "fault", "not seen"
@@ -92,7 +92,6 @@ class AuditReport:
     not_seen: tuple[str, ...] = ()
     script_exit: int | None = None
     tolerance: float = 0.0
-    extra: dict[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """The JSON contract."""

@@ -77,9 +77,9 @@ class watch:  # noqa: N801 - it reads as a verb
         return "<watching>" if self.report is None else as_text(self.report)
 
     def _repr_html_(self) -> str:
-        from gradaccum.show.audit import as_html
+        from gradaccum.show.audit import as_fragment
 
-        return "" if self.report is None else as_html(self.report)
+        return "" if self.report is None else as_fragment(self.report)
 
 
 def gathered(own: RankSeen, number: int) -> list[RankSeen]:
