@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradaccum.cli import plan, serve, site, table
+from gradaccum.cli import audit, plan, serve, site, table
 from gradaccum.cli.commands import COMMANDS
 from gradaccum.cli.options import Parser, new_parser, parse
 from gradaccum.core.fields import BY_NAME
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def parsers() -> dict[str, Parser]:
     """Every command's parser, by name."""
-    commands = {"plan": plan, "table": table, "serve": serve, "site": site}
+    commands = {"plan": plan, "table": table, "audit": audit, "serve": serve, "site": site}
     return {**{name: module.parser() for name, module in commands.items()}, "completion": parser()}
 
 

@@ -11,14 +11,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradaccum.core.audit import NOT_SEEN, AuditReport
+from gradaccum.core.audit import FAULT, NOT_SEEN, AuditReport
 from gradaccum.torch.audit.command import shut_out
 from gradaccum.torch.audit.judge import judge
 from gradaccum.torch.audit.records import RankSeen
@@ -217,9 +216,4 @@ def report_of(ran: Ran) -> AuditReport:
 
 def exit_code(report: AuditReport) -> int:
     """The command's own if it failed by itself, 1 on a fault, else 0."""
-    return report.script_exit or int(report.verdict == "fault")
-
-
-def to_stderr() -> int:
-    """Where a command's standard output goes while ours is for data."""
-    return sys.stderr.fileno()
+    return report.script_exit or int(report.verdict == FAULT)

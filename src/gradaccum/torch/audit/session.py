@@ -106,7 +106,7 @@ class Session:
 
     def write_at_end_of_child(self) -> None:
         """A child that multiprocessing made runs multiprocessing's finalizers, and no others."""
-        multiprocessing.util.Finalize(None, self._write, exitpriority=0)
+        multiprocessing.util.Finalize(None, self._write, (True,), exitpriority=0)
 
     def end(self) -> None:
         """Write what was seen. A run that was stopped ends here, with 0 whatever it made of being stopped."""

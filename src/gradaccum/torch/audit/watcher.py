@@ -94,8 +94,8 @@ class Watcher:
         for kind in _with_own_step(LRScheduler):
             around(kind, "step", self._scheduler_step)
         self._handles = [
-            register_optimizer_step_pre_hook(torch._disable_dynamo(self._before_step)),  # in a compiled step as well
-            register_optimizer_step_post_hook(torch._disable_dynamo(self._after_step)),
+            register_optimizer_step_pre_hook(_uncompiled(self._before_step)),
+            register_optimizer_step_post_hook(_uncompiled(self._after_step)),
         ]
 
     def stop(self) -> RankSeen:
@@ -455,6 +455,11 @@ def _with_own_step(kind: type) -> list[type]:
     for each in kind.__subclasses__():
         found.extend(_with_own_step(each))
     return list(dict.fromkeys(found))
+
+
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as a compiled step runs it: as it is, between two compiled parts."""
+    return torch._disable_dynamo(lambda *given: hook(*given))
 
 
 def _alive(kind: type) -> list[Any]:
