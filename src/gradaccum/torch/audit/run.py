@@ -120,7 +120,10 @@ def _signals_are_its_own(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.send_signal(number)
 
     try:
-        before = {signal.SIGINT: signal.signal(signal.SIGINT, wait), signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on)}
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, wait),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on),
+        }
     except ValueError:  # signals belong to another thread of ours
         before = {}
     try:

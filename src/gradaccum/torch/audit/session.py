@@ -214,10 +214,8 @@ class Session:
         chain: BaseException | None = error
         while chain is not None and not isinstance(chain, Stop):
             chain = chain.__cause__ or chain.__context__
-        if chain is None and not any(self.folder.glob("*.stopped")):
-            return False
-        self.stopped = True
-        return chain is not None
+        self.stopped |= chain is not None or any(self.folder.glob("*.stopped"))
+        return self.stopped
 
     def _leave(self) -> None:
         if threading.current_thread() is threading.main_thread() and dist.is_available() and dist.is_initialized():

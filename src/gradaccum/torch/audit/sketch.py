@@ -90,7 +90,9 @@ class Witness:
 def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The last parameters that are small enough, and the smallest of all where none is: the loss is nearest to them."""
     floating = [each for each in trained if each.is_floating_point() and each.numel()]
-    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(floating, key=lambda each: each.numel())[:1]
+    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(
+        floating, key=lambda each: each.numel()
+    )[:1]
     taken: list[torch.Tensor] = []
     room = MOST_ELEMENTS
     for each in [*reversed(small[len(small) // 2 :]), *small[: len(small) // 2]]:
