@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def style(no_color: bool, stream: TextIO | None = None) -> Style:
-    """Colour on a terminal, that of standard output or of another stream; NO_COLOR, TERM=dumb and --no-color turn it off, FORCE_COLOR turns it on."""
+    """Colour on a terminal; NO_COLOR, TERM=dumb and --no-color turn it off, FORCE_COLOR turns it on. stream: stdout."""
     if no_color or os.environ.get("NO_COLOR"):
         return PLAIN
     if os.environ.get("FORCE_COLOR"):

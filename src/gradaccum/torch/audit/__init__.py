@@ -2,11 +2,12 @@
 
 weights         from a backward pass's root: the weight of every token
 sketch          gradients as sixteen numbers
-watcher         follows a running loop; one record for each rank
-records         that record, as plain data
+watcher         follows a running loop; underway is the group that is open, where says who calls
+records         what one rank saw, as plain data
 arrivals        what became of each pass's gradient on its way to the optimizer
 normalisation   are all weights equal, and do they sum to one
-judge           from the ranks' records to a report
-findings        the words of each verdict
-facts           what an update really was
+groups          one update as all ranks saw it
+within, across  verdicts on one update, and on all together; findings has their words
+judge           from the ranks' records to a report; facts is what an update really was
+watch           the door for a loop of one's own
 """

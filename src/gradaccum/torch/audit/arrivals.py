@@ -1,8 +1,8 @@
 """What became of each backward pass's gradient on its way to the optimizer.
 
-The sketches before and after each pass, and what the optimizer received, are followed like a bookkeeper's account: each
-pass adds what was heard, ranks come together, and between passes nothing should change. Where something does, the factor
-says what: 0 is cleared, 1 / scale unscaled, less than 1 clipped.
+The sketches before and after each pass, and what the optimizer received, are followed like a bookkeeper's account:
+each pass adds what was heard, ranks come together, and between passes nothing should change. Where something does, the
+factor says what: 0 is cleared, 1 / scale unscaled, less than 1 clipped.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ LEAK = -1
 
 @dataclass
 class Arrivals:
-    """What reached each rank's optimizer of one update. share: for a rank, the factor with which each (rank, pass) came;
-    changes: of a rank, the factors before each pass from the second on, and before the step. reduced: of each pass,
-    whether ranks came together in it. unexplained: passes whose gradient is no sum of what was heard.
+    """What reached each rank's optimizer of one update.
+
+    share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
+    from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
+    passes whose gradient is no sum of what was heard.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -40,6 +42,17 @@ class Arrivals:
     reduced_after: bool = False
     unexplained: list[Key] = field(default_factory=list)
     seen: bool = True
+
+    def reach(self, key: Key) -> float:
+        """The largest factor with which a (rank, pass) reached any rank's step."""
+        return max((abs(share.get(key, 0.0)) for share in self.share), default=0.0)
+
+    @property
+    def apart(self) -> bool:
+        """Whether each rank received its own passes alone."""
+        return len(self.share) > 1 and all(
+            rank == own for own, share in enumerate(self.share) for (rank, _), value in share.items() if value
+        )
 
 
 def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrivals:

@@ -22,8 +22,9 @@ SHUTS_US_OUT = {"I": "is deaf to the environment", "E": "is deaf to the environm
 
 
 def command_of(words: Sequence[str]) -> list[str]:
-    """From what stands behind our flags: `train.py ...`, `-m module ...` or `-- command ...`. Raises InputError for what
-    cannot be started, and MissingExtraError where this Python would start it and has no torch.
+    """From what stands behind our flags: `train.py ...`, `-m module ...` or `-- command ...`.
+
+    Raises InputError for what cannot be started, and MissingExtraError where this Python would start it without torch.
     """
     if not words:
         raise InputError(Problem("", "name what to audit: a script, -m and a module, or -- and a command", EXAMPLES))

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradaccum.torch.audit.judge import Group
+    from gradaccum.torch.audit.groups import Group
     from gradaccum.torch.audit.records import RankSeen
 
 
 def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, object]:
     """The JSON contract's facts. Unknown is None."""
-    from gradaccum.torch.audit.judge import effective_batch
-
     first = ranks[0]
     counts = [update.micro_batches for update in first.updates if not update.skipped]
-    batches = [batch for group in groups if (batch := effective_batch(group)) is not None]
+    batches = [batch for group in groups if (batch := group.effective_batch) is not None]
     tokens = [_tokens(group) for group in groups]
     reductions = [sum(group.arrivals.reduced) + group.arrivals.reduced_after for group in groups]
     clips = [_clipping(group) for group in groups]
@@ -31,7 +29,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "framework": first.framework,
         "ranks": len(ranks),
         "wrapped": first.wrapped,
-        "optimizers": [each.name for each in first.optimizers],
+        "optimizers": [first.optimizers[index].name for index in sorted({each.optimizer for each in first.updates})],
         "updates": len(counts),
         "audited_updates": len(groups),
         "micro_batches_per_update": _spread(counts),
@@ -57,7 +55,7 @@ def _spread(values: Sequence[int]) -> int | list[int] | None:
 
 def _tokens(group: Group) -> float | None:
     """What the first loss term counts, over all ranks."""
-    main = next((each for each in group.families if each.weighty), None)
+    main = group.main
     return None if main is None else sum(each.units("counted") or 0.0 for each in main.weighty)
 
 

@@ -45,7 +45,7 @@ _MEAN_OF_MEANS = {
 }
 _NOT_DIVIDED = {
     "": "loss = loss / accum_steps before loss.backward()",
-    "accelerate": "use accelerator.backward(loss) with Accelerator(gradient_accumulation_steps=k), and divide nowhere else",
+    "accelerate": "accelerator.backward(loss), with Accelerator(gradient_accumulation_steps=k); divide nowhere else",
     "transformers": "set trainer.model_accepts_loss_kwargs = False, or use num_items_in_batch in the loss",
     "trl": "set trainer.model_accepts_loss_kwargs = False, or use num_items_in_batch in the loss",
     "lightning": "return the loss, and let Trainer(accumulate_grad_batches=k) divide; by hand: loss / k",
@@ -145,8 +145,8 @@ KINDS: dict[str, Kind] = {
         "the learning rate runs through its schedule that many times too fast",
         {
             "": "scheduler.step() once, after optimizer.step()",
-            "accelerate": "count the schedule's steps times num_processes, or Accelerator(step_scheduler_with_optimizer=False) "
-            "and step it once for each update",
+            "accelerate": "count the schedule's steps times num_processes, or take "
+            "Accelerator(step_scheduler_with_optimizer=False) and step it once for each update",
         },
     ),
     "GA112": Kind(
@@ -160,7 +160,8 @@ KINDS: dict[str, Kind] = {
         "Summing {micro_batches} gradients in {dtype} lost {error:.2%} of the sum.",
         "small gradients vanish beside the sum of those before",
         {
-            "": "keep parameters in fp32 under autocast, or sum in fp32: gradaccum.torch.Accumulator(accumulate_in=torch.float32)"
+            "": "keep parameters in fp32 under autocast, or sum in fp32: "
+            "gradaccum.torch.Accumulator(accumulate_in=torch.float32)"
         },
     ),
     "GA114": Kind(

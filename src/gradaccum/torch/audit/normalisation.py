@@ -1,7 +1,8 @@
 """Is every token's weight in an update the same, and do they sum to one?
 
-A loss term seen in several backward passes is one family. Its items have a weight for each unit, and a number of units;
-their pattern names the cause: all k times too large, proportional to the inverse count of their own micro-batch or rank.
+A loss term seen in several backward passes is one family. Its items have a weight for each unit, and a number of
+units; their pattern names the cause: all k times too large, proportional to the inverse count of their own micro-batch
+or rank.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Family:
 
     @property
     def weighty(self) -> list[Item]:
+        """The items that weigh something."""
         return [each for each in self.items if not each.empty]
 
     def total(self, unit: str) -> float | None:
@@ -152,8 +154,8 @@ def items_of(
 
 
 def families(items: Sequence[Item], tolerance: float) -> list[Family]:
-    """The loss terms. A term may be seen at one line of the loop or at two (the last micro-batch outside no_sync), once in
-    a pass or several times (losses that were added up): the coarsest grouping under which all is right is the one meant.
+    """The loss terms. A term may be seen at one line of the loop or at two (the last micro-batch outside no_sync), once
+    in a pass or several times (losses that were added up): the coarsest grouping under which all is right is meant.
     """
     tried = [_grouped(items, key, tolerance) for key in _groupings(items)]
     return next((found for found in tried if all(each.right for each in found)), _meant(tried))

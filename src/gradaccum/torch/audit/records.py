@@ -1,4 +1,4 @@
-"""What one rank saw, as plain data: one record for each backward pass, update and rank. Read and judged without torch."""
+"""What one rank saw, as plain data: a record for each backward pass, update and rank. Read and judged without torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Event:
 
 @dataclass
 class Pass:
-    """One backward pass as one optimizer sees it. before, heard, after: its witness's gradients before the pass, what the
-    pass brought them, and what is there after it. calls: of the model since the pass before. events: since the pass before, or the last update.
+    """One backward pass as one optimizer sees it.
+
+    before, heard, after: its witness's gradients before the pass, what the pass brought them, and what is there after
+    it. calls: of the model since the pass before. events: since the pass before, or the last update.
     """
 
     site: str
@@ -50,9 +52,10 @@ class Pass:
 
 @dataclass
 class UpdateSeen:
-    """One step of one optimizer. number: counted from 0 for each optimizer. passes: empty where it was not audited.
-    received: the witness's gradients as the optimizer used them. events: after the last pass. afterwards: scheduler steps
-    up to the next pass.
+    """One step of one optimizer.
+
+    number: counted from 0 for each optimizer. passes: empty where it was not audited. received: the witness's gradients
+    as the optimizer used them. events: after the last pass. afterwards: scheduler steps up to the next pass.
     """
 
     optimizer: int

@@ -70,8 +70,8 @@ def audit(
 ) -> AuditReport:
     """Run it until `updates` updates were seen, and judge them.
 
-    target_batch: the samples that an update is meant to see. epoch_end: run it twice, the second time with epochs cut to
-    full groups and a short one. stdout: where the command's own goes, as subprocess takes it. waits: see Wanted.
+    target_batch: the samples that an update is meant to see. epoch_end: run it twice, the second time with epochs cut
+    to full groups and a short one. stdout: where the command's own goes, as subprocess takes it. waits: see Wanted.
     """
     wanted = {"updates": updates, "target_batch": target_batch, **waits}
     ran = run(command, wanted, stdout)

@@ -164,7 +164,7 @@ class Session:
     # Enough was seen
 
     def _end_soon(self) -> None:
-        """End the run at the next thing that it does: take a batch, or go backward. Every rank comes to the same one."""
+        """End the run at the next thing that it does: take a batch, or go backward. Every rank comes to the same."""
         self._around_what_comes_next()
         hook = sys.excepthook
         sys.excepthook = lambda kind, value, trace: None if self._ours(value) else hook(kind, value, trace)

@@ -7,8 +7,6 @@ all others a backward pass is counted, and no more.
 
 from __future__ import annotations
 
-import gc
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -24,36 +22,20 @@ from torch.optim.optimizer import (
 )
 
 from gradaccum.torch.audit.patches import Patches
-from gradaccum.torch.audit.records import Event, OptimizerSeen, Pass, RankSeen, TermSeen, UpdateSeen
-from gradaccum.torch.audit.sketch import Witness
+from gradaccum.torch.audit.records import RankSeen, UpdateSeen
+from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
+from gradaccum.torch.audit.where import alive, framework, site_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-SCALE_FREE = (
-    "Adam",
-    "AdamW",
-    "Adamax",
-    "NAdam",
-    "RAdam",
-    "Adagrad",
-    "Adadelta",
-    "RMSprop",
-    "Rprop",
-    "Adafactor",
-    "Lion",
-)
-"""Optimizers whose step does not change with the gradient's scale, epsilon apart."""
-
-_OWN = ("/gradaccum/torch/audit/", "/torch/", "/accelerate/", "/lightning/", "/transformers/", "/trl/", "/deepspeed/")
 
 
 class Watcher:
     """Watches from `start` to `stop`; `seen` is this rank's record.
 
-    updates: how many updates of each optimizer are audited from the first on; None for all. models, optimizers: those to
-    watch; none: every one that is made from now on. on_update: called after each update with its number.
+    updates: how many updates of each optimizer are audited from the first on; None for all. models, optimizers: those
+    to watch; none: all that take part. on_update: called after each update with its record.
     """
 
     def __init__(
@@ -69,7 +51,7 @@ class Watcher:
         self.seen = RankSeen(target_batch=target_batch)
         self._patches = Patches()
         self._handles: list[Any] = []
-        self._watched: dict[int, _Watched] = {}
+        self._watched: dict[int, Watched] = {}
         self._only = {id(each) for each in optimizers}
         self._models: list[weakref.ref[torch.nn.Module]] = []
         self._forward_handles: list[Any] = []
@@ -117,17 +99,17 @@ class Watcher:
 
     # What is watched
 
-    def _attach(self, optimizer: Optimizer) -> _Watched | None:
+    def _attach(self, optimizer: Optimizer) -> Watched | None:
         known = self._watched.get(id(optimizer))
         if known is None and (not self._only or id(optimizer) in self._only):
-            known = _Watched(optimizer, len(self._watched))
+            known = Watched(optimizer, len(self._watched))
             self._watched[id(optimizer)] = known
             self.seen.optimizers.append(known.described())
             if self._audits(known):
                 known.witness.listen()
         return known
 
-    def _audits(self, watched: _Watched) -> bool:
+    def _audits(self, watched: Watched) -> bool:
         return self.updates is None or watched.number < self.updates
 
     def _follow(self, model: torch.nn.Module) -> None:
@@ -147,11 +129,11 @@ class Watcher:
         """Every optimizer that has parameters with gradients to come, and the outermost models that hold them."""
         if self._only:
             return
-        for each in _alive(Optimizer):
+        for each in alive(Optimizer):
             if type(each).step is not Optimizer.step and getattr(each, "param_groups", None) and "state" in vars(each):
                 self._attach(each)
         if not self._models:
-            modules = _alive(torch.nn.Module)
+            modules = alive(torch.nn.Module)
             inner = {id(child) for each in modules for child in each.children()}
             trained = {id(p) for watched in self._watched.values() for p in watched.witness.parameters}
             for each in modules:
@@ -185,16 +167,15 @@ class Watcher:
         self._samples.clear()
         return result
 
-    def _record(self, auditing: list[_Watched], instrument: Instrument, dtype: str) -> None:
-        site, reduces = _site(), self._reduces()
+    def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str) -> None:
+        site, reduces = site_of_call(), self._reduces()
         calls, samples = next(iter(self._samples.values()), (0, None))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()
             reached = heard is not None or each.witness.sharded
             if reached:
-                each.passes.append(
-                    _Open(site, instrument, calls, samples, each.before, heard, after, reduces, dtype, each.events)
-                )
+                sketches = (each.before, heard, after)
+                each.passes.append(OpenPass(site, instrument, calls, samples, sketches, reduces, dtype, each.events))
                 each.events = []
             else:
                 each.count -= 1
@@ -217,11 +198,11 @@ class Watcher:
     def _event(self, name: str, *values: Any) -> None:
         for each in self._watched.values():
             if self._audits(each):
-                each.events.append(_Happened(name, values))
+                each.events.append(Happened(name, values))
 
     def _zero_grad(self, original: Callable[..., Any], optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         if (watched := self._watched.get(id(optimizer))) is not None and self._audits(watched):
-            watched.events.append(_Happened("zero_grad", ()))
+            watched.events.append(Happened("zero_grad", ()))
         return original(optimizer, *args, **kwargs)
 
     def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: Any, total_norm: Any, *rest: Any) -> Any:
@@ -253,7 +234,7 @@ class Watcher:
                     if watched.last is not None:
                         watched.last.afterwards += 1
                 elif self._audits(watched):
-                    watched.events.append(_Happened("scheduler", ()))
+                    watched.events.append(Happened("scheduler", ()))
         self._schedulers_deep += 1
         try:
             return original(scheduler, *args, **kwargs)
@@ -284,7 +265,7 @@ class Watcher:
         if watched is not None:
             self._close(watched, watched.received, skipped=False)
 
-    def _close(self, watched: _Watched, received: torch.Tensor | None, skipped: bool) -> None:
+    def _close(self, watched: Watched, received: torch.Tensor | None, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
         update.grad_scale = watched.grad_scale
@@ -305,7 +286,7 @@ class Watcher:
             self.on_update(update)
 
     @staticmethod
-    def _settle(watched: _Watched) -> None:
+    def _settle(watched: Watched) -> None:
         update, passes, events, received = watched.pending
         update.passes = [each.settled() for each in passes]
         update.events = [each.settled() for each in events]
@@ -328,89 +309,6 @@ class Watcher:
         if dist.is_available() and dist.is_initialized():
             self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
         self.seen.framework = framework()
-
-
-class _Watched:
-    """One optimizer, and the group that is open."""
-
-    def __init__(self, optimizer: Optimizer, index: int) -> None:
-        self.optimizer = weakref.ref(optimizer)
-        self.index, self.number, self.count = index, 0, 0
-        self.witness = Witness(optimizer)
-        self.passes: list[_Open] = []
-        self.events: list[_Happened] = []
-        self.before: torch.Tensor | None = None
-        self.received: torch.Tensor | None = None
-        self.grad_scale = 1.0
-        self.last: UpdateSeen | None = None
-        self.pending: Any = None
-
-    def described(self) -> OptimizerSeen:
-        optimizer = self.optimizer()
-        assert optimizer is not None
-        name = type(optimizer).__name__
-        trained = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
-        return OptimizerSeen(
-            name=name,
-            scale_free=name.removeprefix("Fused").startswith(SCALE_FREE),
-            parameters=sum(each.numel() for each in trained),
-            gradient_bytes=sum(each.numel() * each.element_size() for each in trained),
-            sharded=self.witness.sharded,
-        )
-
-    def receive(self, optimizer: Optimizer) -> None:
-        """What lies in the gradients now, which the optimizer is about to use."""
-        self.received = self.witness.gradients()
-        scale = getattr(optimizer, "grad_scale", None)
-        self.grad_scale = 1.0 if scale is None else float(scale)
-
-    def next(self, update: UpdateSeen) -> None:
-        """Begin the group after this update."""
-        self.last = update
-        self.number += 1
-        self.count = 0
-        self.passes, self.events, self.received, self.pending = [], [], None, None
-
-
-class _Happened:
-    """An event whose numbers may still be on the device."""
-
-    def __init__(self, name: str, values: tuple[Any, ...]) -> None:
-        self.name, self.values = name, values
-
-    def settled(self) -> Event:
-        return Event(self.name, [float(each) for each in self.values])
-
-
-class _Open:
-    """A backward pass whose numbers may still be on the device."""
-
-    def __init__(
-        self,
-        site: str,
-        instrument: Instrument,
-        calls: int,
-        samples: int | None,
-        before: torch.Tensor | None,
-        heard: torch.Tensor | None,
-        after: torch.Tensor | None,
-        reduces: bool | None,
-        dtype: str,
-        events: list[_Happened],
-    ) -> None:
-        self.site, self.instrument, self.calls, self.samples = site, instrument, calls, samples
-        self.reduces, self.dtype = reduces, dtype
-        self.sketches = (before, heard, after)
-        self.events = events
-
-    def settled(self) -> Pass:
-        terms = [
-            TermSeen(each.leaf, each.kind, each.weight, each.spread, each.units, list(each.factors))
-            for each in self.instrument.settle()
-        ]
-        before, heard, after = (None if each is None else each.tolist() for each in self.sketches)
-        events = [each.settled() for each in self.events]
-        return Pass(self.site, terms, self.calls, self.samples, before, heard, after, self.reduces, self.dtype, events)
 
 
 def _roots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -436,49 +334,13 @@ def _samples(values: list[Any]) -> int | None:
     return None
 
 
-def _site() -> str:
-    """Where the loop calls backward: the nearest frame that belongs to no library; else the outermost of a library."""
-    frame = sys._getframe(2)
-    first = ""
-    while frame is not None:
-        path = frame.f_code.co_filename.replace("\\", "/")
-        if not any(part in path for part in _OWN):
-            return f"{path}:{frame.f_lineno}"
-        if "/gradaccum/torch/audit/" not in path and "/torch/" not in path and not first:
-            first = f"{path}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return first
-
-
-def _with_own_step(kind: type) -> list[type]:
-    found = [kind] if "step" in vars(kind) else []
-    for each in kind.__subclasses__():
-        found.extend(_with_own_step(each))
+def _with_own_step(kind: type[Any]) -> list[type[Any]]:
+    found: list[type[Any]] = [kind] if "step" in vars(kind) else []
+    for below in kind.__subclasses__():
+        found.extend(_with_own_step(below))
     return list(dict.fromkeys(found))
 
 
 def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook as a compiled step runs it: as it is, between two compiled parts."""
     return torch._disable_dynamo(lambda *given: hook(*given))
-
-
-def _alive(kind: type) -> list[Any]:
-    """All living objects of that kind."""
-    return [each for each in gc.get_objects() if issubclass(type(each), kind)]
-
-
-def framework() -> str:
-    """The trainer that is in charge, by what was imported."""
-    modules = sys.modules
-    for name, module in (
-        ("trl", "trl.trainer.base_trainer"),
-        ("transformers", "transformers.trainer"),
-        ("lightning", "lightning.pytorch.trainer.trainer"),
-        ("lightning", "pytorch_lightning.trainer.trainer"),
-        ("deepspeed", "deepspeed.runtime.engine"),
-        ("accelerate", "accelerate.accelerator"),
-        ("fabric", "lightning.fabric.fabric"),
-    ):
-        if module in modules:
-            return name
-    return "torch"

@@ -1,7 +1,7 @@
 """The weight of every token: the gradient that a backward pass lets arrive at each element of its loss.
 
 From the root through scalar nodes to the reduction (a mean, a sum, a loss function that reduces by itself), and beneath
-it through masks and shapes to the loss of each element. What arrives there in the pass itself, is what the element
+it through masks and shapes to the loss of each element. What arrives there in the pass itself is what the element
 weighs in the update. No copy and no second pass: one hook for each node met, and a few numbers for each term.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MEAN, SUM = 1, 2
 """What ATen's loss nodes save as their reduction; 0 is none."""
@@ -23,8 +23,8 @@ MOST_NODES = 20_000
 """Scalar nodes of one pass that are followed, so that a loss summed over a whole epoch in Python stays affordable."""
 
 LINEAR = frozenset(
-    "Add Sub Mul Div Neg ToCopy To Clone Alias View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Permute Transpose T"
-    " Where NanToNum Stack Cat Select Unbind Index Expand _DDPSink MaskedFill".split()
+    "Add Sub Mul Div Neg ToCopy To Clone Alias View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Permute Transpose"
+    " T Where NanToNum Stack Cat Select Unbind Index Expand _DDPSink MaskedFill".split()
 )
 """Scalar nodes through which a gradient passes as a multiple of itself."""
 
@@ -41,10 +41,10 @@ CHOICES = frozenset("MaskedFill Index Select Slice MaskedSelect Where".split())
 class Term:
     """One loss term of one backward pass; numbers are filled in by `Instrument.settle`.
 
-    leaf: the loss or reduction that was found. kind: mean, sum, each (reduced by hand), opaque (nothing is known of what
-    it reduces), nonlinear (a function of the reduced loss, such as a root). weight: the gradient of one unit; None where
-    nothing is known. spread: the largest weight by the smallest, 1 where all are equal. units: what may be counted:
-    elements, those that are not masked or ignored (counted), the sum of their own weights (weighed), and rows.
+    leaf: the loss or reduction that was found. kind: mean, sum, each (reduced by hand), opaque (nothing is known of
+    what it reduces), nonlinear (a function of the reduced loss, such as a root). weight: the gradient of one unit; None
+    where nothing is known. spread: the largest weight by the smallest, 1 where all are equal. units: what may be
+    counted: elements, those that are not masked or ignored (counted), the sum of their own weights (weighed), and rows.
     factors: by what each node on the way multiplied the gradient.
     """
 
@@ -58,9 +58,10 @@ class Term:
 
 
 class Instrument:
-    """Hooks for one backward pass. `attach(root)` before it, `detach()` after it, `settle()` when numbers are wanted."""
+    """Hooks for one backward pass: `attach(root)` before it, `detach()` after it; `settle()` gives the numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_nodes: int = MOST_NODES) -> None:
+        self._most_nodes = most_nodes
         self._handles: list[Any] = []
         self._arrived: dict[tuple[int, int], torch.Tensor] = {}  # the gradient of (node, output)
         self._nodes: list[Any] = []  # held, so that an id names one node
@@ -97,7 +98,7 @@ class Instrument:
             if key in seen:
                 continue
             seen.add(key)
-            if len(seen) > MOST_NODES:
+            if len(seen) > self._most_nodes:
                 self.complete = False
                 return
             way = (*way, key)
@@ -343,15 +344,3 @@ def saved_counts(node: Any) -> dict[str, Any]:
         if each.is_floating_point() and each.dim() > 1:
             return {"elements": each.shape[:-1].numel()}
     return {}
-
-
-def below(root: torch.Tensor) -> Iterator[Any]:
-    """Every node beneath the root, each once."""
-    stack, seen = [root.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or id(node) in seen:
-            continue
-        seen.add(id(node))
-        yield node
-        stack.extend(each for each, _ in node.next_functions)

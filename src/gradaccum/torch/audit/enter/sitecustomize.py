@@ -68,7 +68,8 @@ def package():  # type: ignore[no-untyped-def]
         home = os.path.dirname(home)
     where = os.path.join(home, "__init__.py")
     spec = importlib.util.spec_from_file_location("gradaccum", where, submodule_search_locations=[home])
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["gradaccum"] = module
     spec.loader.exec_module(module)
@@ -96,7 +97,7 @@ def end():  # type: ignore[no-untyped-def]
 
 
 def hand_on():  # type: ignore[no-untyped-def]
-    """Run the `sitecustomize` that would have run without us. Raises ImportError where there is none, as Python expects."""
+    """Run the `sitecustomize` that would have run without us. ImportError where there is none, which Python expects."""
     sys.path[:] = [each for each in sys.path if os.path.abspath(each) != HERE]
     sys.path_importer_cache.pop(HERE, None)
     sys.modules.pop("sitecustomize", None)

@@ -1,0 +1,155 @@
+"""The audited updates: what every rank saw of one, matched, with what became of its gradients and its loss terms."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradaccum.torch.audit.arrivals import LEAK, arrivals
+from gradaccum.torch.audit.normalisation import TOLERANCE, Family, families, items_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gradaccum.torch.audit.arrivals import Arrivals
+    from gradaccum.torch.audit.records import Event, Pass, RankSeen, UpdateSeen
+
+
+@dataclass
+class Group:
+    """One audited update of one optimizer, as all ranks saw it, and what became of its gradients."""
+
+    optimizer: int
+    number: int
+    updates: list[UpdateSeen]
+    arrivals: Arrivals
+    families: list[Family]
+    unknown: list[str]
+    clipped: float
+    tolerance: float
+
+    @property
+    def steps(self) -> int:
+        """Micro-batches of the rank that has most."""
+        return max(update.micro_batches for update in self.updates)
+
+    @property
+    def passes(self) -> Iterator[tuple[int, int]]:
+        """Every (rank, pass)."""
+        for rank, update in enumerate(self.updates):
+            for index in range(len(update.passes)):
+                yield rank, index
+
+    def reach(self, key: tuple[int, int]) -> float:
+        """The largest factor with which a (rank, pass) reached any rank's step."""
+        return self.arrivals.reach(key)
+
+    @property
+    def main(self) -> Family | None:
+        """The first loss term that weighs anything."""
+        return next((each for each in self.families if each.weighty), None)
+
+    @property
+    def effective_batch(self) -> int | None:
+        """Samples of the update over all ranks; None where they were not seen.
+
+        A pass whose model call was not seen has as many as its loss has rows, by the rows of a sample in other passes.
+        """
+        passes = [each for update in self.updates for each in update.passes]
+        known = [(each.samples, rows) for each in passes if each.samples and (rows := _rows(each))]
+        rows_each = known[0][1] / known[0][0] if known else 1.0
+        total = 0
+        for each in passes:
+            samples, rows = each.samples, _rows(each)
+            if samples is None:
+                if rows is None or rows % rows_each:
+                    return None
+                samples = int(rows / rows_each)
+            total += samples
+        return total
+
+
+def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
+    """The audited updates, matched over ranks by optimizer and number."""
+    by_key: dict[tuple[int, int], list[UpdateSeen]] = defaultdict(list)
+    for rank in ranks:
+        for update in rank.updates:
+            if update.audited and not update.skipped:
+                by_key[update.optimizer, update.number].append(update)
+    consumed = _consumed(ranks)
+    for (optimizer, number), updates in by_key.items():
+        if len(updates) != len(ranks):
+            continue  # a rank that was not reached has no part in it
+        described = ranks[0].optimizers[optimizer]
+        low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
+        arrived = arrivals(updates, described.sharded, low)
+        clipped = _clipped(updates[0].events)
+        dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
+        tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
+        common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
+        passes = [
+            (rank, index, each)
+            for rank, update in enumerate(updates)
+            for index, each in enumerate(update.passes)
+            if (rank, index) not in _foreign(arrived, updates, consumed, optimizer)
+        ]
+        items, unknown = items_of(passes, lambda rank, index, common=common: common)  # type: ignore[misc]
+        yield Group(
+            optimizer,
+            number,
+            updates,
+            arrived,
+            families(items, tolerance) if items else [],
+            sorted({each.leaf for each in unknown}),
+            clipped,
+            tolerance,
+        )
+
+
+def _consumed(ranks: Sequence[RankSeen]) -> dict[tuple[str, int], set[int]]:
+    """Optimizers that used the passes of a line of the loop: a pass may be there for another one."""
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for rank in ranks:
+        for update in rank.updates:
+            for each in update.passes:
+                found[each.site, 0].add(update.optimizer)
+    return found
+
+
+def _foreign(
+    arrived: Arrivals, updates: Sequence[UpdateSeen], consumed: dict[tuple[str, int], set[int]], optimizer: int
+) -> set[tuple[int, int]]:
+    """Passes that were made for another optimizer: all at their line were cleared before this one's step."""
+    lost = {key for key in arrived.share[0] if key[1] != LEAK and arrived.reach(key) == 0.0} if arrived.share else set()
+    sites: dict[str, list[bool]] = defaultdict(list)
+    for rank, update in enumerate(updates):
+        for index, each in enumerate(update.passes):
+            sites[each.site].append((rank, index) in lost)
+    elsewhere = {site for site, gone in sites.items() if all(gone) and consumed[site, 0] - {optimizer}}
+    return {
+        (rank, index)
+        for rank, update in enumerate(updates)
+        for index, each in enumerate(update.passes)
+        if each.site in elsewhere
+    }
+
+
+def _common(arrived: Arrivals, clipped: float) -> float:
+    """The factor with which passes reach the step, clipping apart: that of the pass that came through best."""
+    values = [abs(value) for share in arrived.share for key, value in share.items() if key[1] != LEAK]
+    return (max(values) if values and arrived.seen else 1.0) / (clipped or 1.0)
+
+
+def _clipped(events: Sequence[Event]) -> float:
+    """By what clipping multiplied the gradients, after the last pass."""
+    total = 1.0
+    for each in events:
+        if each.name == "clip" and len(each.values) == 2:
+            total *= min(1.0, each.values[1] / (each.values[0] + 1e-6))
+    return total
+
+
+def _rows(each: Pass) -> float | None:
+    """The rows of its first loss term."""
+    return next((term.units["rows"] for term in each.terms if "rows" in term.units), None)
