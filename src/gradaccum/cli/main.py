@@ -111,7 +111,7 @@ def _with_flag(problem: Problem) -> str:
     from gradaccum.core.fields import BY_NAME
 
     flags = {**{name: spec.flag for name, spec in BY_NAME.items()}, **{name: f"--{name}" for name in OWN_FLAGS}}
-    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
+    named = re.compile(r"(?<! x )(?<!-)\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
     message = named.sub(lambda match: flags[match.group()], problem.message)
     nearest = [named.sub(lambda match: flags[match.group()], each) for each in problem.nearest]
     head = flags.get(problem.field, problem.field)
