@@ -80,7 +80,7 @@ def audit(
     steps = max(update.micro_batches for record in ran.records for update in record.seen.updates)
     if steps < 2:
         return report_of(replace(ran, not_seen=[*ran.not_seen, "a short last group: an update is one micro-batch"]))
-    groups, rest = updates - 1, max(1, steps // 2)
+    groups, rest = updates - 1, (steps + 1) // 2
     ran = run(command, {**wanted, "batches": groups * steps + rest}, stdout)
     cut: dict[str, object] = {"groups": groups, "micro_batches": steps, "last_group": rest}
     if not any(each.cut for each in ran.records):

@@ -166,8 +166,9 @@ class Session:
     def _end_soon(self) -> None:
         """End the run at the next thing that it does: take a batch, or go backward. Every rank comes to the same."""
         self._around_what_comes_next()
-        hook = sys.excepthook
+        hook, in_thread = sys.excepthook, threading.excepthook
         sys.excepthook = lambda kind, value, trace: None if self._ours(value) else hook(kind, value, trace)
+        threading.excepthook = lambda args: None if self._ours(args.exc_value) else in_thread(args)
         threading.Thread(target=self._end_late, daemon=True).start()
 
     def _around_what_comes_next(self) -> None:
@@ -209,9 +210,9 @@ class Session:
             self._write(ended=True)
             self._leave()
 
-    def _ours(self, error: BaseException) -> bool:
+    def _ours(self, error: BaseException | None) -> bool:
         """Whether it comes from the stop: raised while that was handled, or since another rank has left."""
-        chain: BaseException | None = error
+        chain = error
         while chain is not None and not isinstance(chain, Stop):
             chain = chain.__cause__ or chain.__context__
         self.stopped |= chain is not None or any(self.folder.glob("*.stopped"))
@@ -231,9 +232,15 @@ class Session:
     def _next_batch(self, original: Callable[..., Any], iterator: Any) -> Any:
         assert self.wanted.batches is not None
         if iterator._num_yielded >= self.wanted.batches:
-            self._was_cut = True
+            self._was_cut |= not self._ends_itself(iterator)
             raise StopIteration
         return original(iterator)
+
+    def _ends_itself(self, iterator: Any) -> bool:
+        try:
+            return len(iterator._index_sampler) <= (self.wanted.batches or 0)
+        except TypeError:  # it has no length
+            return False
 
     def _length(self, original: Callable[..., int], loader: Any) -> int:
         assert self.wanted.batches is not None
