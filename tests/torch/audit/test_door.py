@@ -91,12 +91,12 @@ def test_a_script_sees_itself_and_nothing_is_left_behind(tmp_path):
             options.add_argument("-m", action="store_true")
             options.add_argument("rest", nargs="*")
             print(options.parse_args(), __name__, sys.argv, sys.path[0], __file__)
-            print([each for each in sys.path if "audit" in each], [each for each in sys.meta_path if "Waker" in str(each)])
+            print([each for each in sys.path if "audit" in each], [each for each in sys.meta_path if "W" in str(each)])
             print(type(torch.__spec__.loader).__name__, "exec_module" in vars(torch.__spec__.loader))
             loop.train(torch.nn.Linear(8, 3))
             print("never printed")
         """,
-        own__sitecustomize="print('their sitecustomize')",
+        own__sitecustomize="import sys; print('their sitecustomize', file=sys.stderr)",
     )
     before = {each.relative_to(tmp_path) for each in tmp_path.rglob("*")}
     inside = {each for each in (ROOT / "src").rglob("*") if each.suffix != ".pyc" and each.name != "__pycache__"}

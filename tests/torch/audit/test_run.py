@@ -1,5 +1,6 @@
-"""A command that runs with us inside: its streams, exit codes and signals, and one report from many records. No torch in
-the processes: what they would leave is written by hand.
+"""A command that runs with us inside: its streams, exit codes and signals, and one report from many records.
+
+No torch in the processes: what they would leave is written by hand.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ def test_a_signal_ends_the_command_and_the_report_comes_after(number):
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
     assert "right: in 2 audited updates" in err
     assert process.returncode == 128 + number

@@ -134,13 +134,17 @@ def test_every_optimizer_that_steps_has_its_updates(started):
     session = started()
     pair = [torch.nn.Linear(3, 2) for _ in range(2)]
     first, second = (torch.optim.SGD(each.parameters(), lr=0.1) for each in pair)
-    with pytest.raises(Stop):
+
+    def alternate():
         for turn in range(100):
             pair[0](torch.ones(1, 3)).mean().backward()
             first.step()
             if turn % 3 == 0:
                 pair[1](torch.ones(1, 3)).mean().backward()
                 second.step()
+
+    with pytest.raises(Stop):
+        alternate()
     assert [session._counts[index] for index in range(2)] == [4, 2]
 
 
@@ -149,13 +153,17 @@ def test_updates_that_a_scaler_skipped_do_not_count(started, tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(Stop):
+
+    def scaled():
         for turn in range(100):
             x = torch.full((1, 3), float("inf") if turn < 2 else 1.0)
             scaler.scale(model(x).mean()).backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
+
+    with pytest.raises(Stop):
+        scaled()
     (record,) = records(tmp_path)
     assert [update["skipped"] for update in record["seen"]["updates"]] == [True, True, False, False]
 
