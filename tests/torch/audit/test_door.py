@@ -125,10 +125,9 @@ def test_a_run_that_is_not_stopped_is_the_unwatched_run_bit_for_bit(tmp_path):
     """A module with relative imports, workers by fork, a compiled step, and an error at the end."""
     write(
         tmp_path,
-        package____init__="",
         package__train="""
             import torch
-            from .inner import model
+            from .inner import model  # a package without __init__.py
             import loop
             loop.train(model, turns=12, num_workers=2, multiprocessing_context="fork",
                        around=lambda call: torch.compile(call, backend="eager"))
