@@ -54,9 +54,9 @@ def as_text(report: AuditReport, width: int = 80, style: Style = PLAIN) -> str:
         lines += ["", *cut(f"and {len(groups) - PICTURES} more that look different", width)]
     lines.append("")
     for label, value in [*fact_rows(report), ("tolerance", tolerance_words(report))]:
-        lines += _row(label, value, width, style)
+        lines += row(label, value, width, style)
     for index, each in enumerate(report.not_seen):
-        lines += _row("" if index else "not seen", each, width, style)
+        lines += row("" if index else "not seen", each, width, style)
     return "\n".join(lines)
 
 
@@ -80,11 +80,12 @@ def _finding(finding: AuditFinding, width: int, style: Style) -> list[str]:
         ("fix", finding.fix),
     ):
         if value:
-            lines += _row("  " + label, value, width, style)
+            lines += row("  " + label, value, width, style)
     return lines
 
 
-def _row(label: str, value: str, width: int, style: Style) -> list[str]:
+def row(label: str, value: str, width: int, style: Style = PLAIN) -> list[str]:
+    """A label and its value beside it, in lines of at most `width`."""
     lines = cut(value, width, LABELS) or [" " * LABELS]
     if len(label) >= LABELS:
         return [*[style.faint(line) for line in cut(label, width)], *lines]

@@ -57,6 +57,7 @@ STYLE = """
 .gradaccum-audit .numbers thead, .gradaccum-audit .numbers tbody tr { background: none; border: 0; }
 .gradaccum-audit .numbers th, .gradaccum-audit .numbers td { background: none; border: 0; color: inherit;
   font-weight: 400; padding: 0.1em 1.4em 0.1em 0; text-align: right; white-space: nowrap; }
+.gradaccum-audit .numbers th:first-child, .gradaccum-audit .numbers td:first-child { text-align: left; }
 .gradaccum-audit .numbers thead th { font-size: 0.88em; opacity: 0.8; }
 .gradaccum-audit .ga-right { fill: #4a8ab5; fill-opacity: 1; }
 .gradaccum-audit .ga-off { fill: #d0553f; fill-opacity: 1; }
@@ -109,7 +110,7 @@ def as_fragment(report: AuditReport) -> str:
         [_finding(each) for each in report.findings],
         _pictures(report),
         _heading("What an update was"),
-        _rows([*fact_rows(report), ("tolerance", tolerance_words(report))]),
+        labelled([*fact_rows(report), ("tolerance", tolerance_words(report))]),
         _not_seen(report),
     )
     return str(shown)
@@ -140,7 +141,8 @@ def _finding(finding: AuditFinding) -> Markup:
     )
 
 
-def _rows(rows: list[tuple[str, str]]) -> Markup:
+def labelled(rows: list[tuple[str, str]]) -> Markup:
+    """Labels, each with its value beside it."""
     return el("dl", {"class": "rows"}, [_pair(label, value) for label, value in rows])
 
 

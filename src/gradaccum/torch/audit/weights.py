@@ -284,7 +284,7 @@ def masks(node: Any, name: str) -> bool:
     if len(given) != 1:
         return not given  # a number
     flat = given[0].detach().reshape(-1)
-    if flat.numel() <= 1:
+    if flat.numel() <= 1 or flat.dtype == torch.bool:
         return True
     top = flat.abs().max()
     return bool(((flat == 0) | (flat == top)).all())
