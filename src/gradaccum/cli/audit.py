@@ -26,6 +26,7 @@ What follows the script, -m or -- belongs to it."""
 
 
 _STDERR = 2
+"""Its number, as a process that is started knows it."""
 
 
 def parser() -> Parser:
@@ -41,6 +42,8 @@ def parser() -> Parser:
     found.add_argument("--json", action="store_true", help="the report as JSON on stdout; the script's goes to stderr")
     text = "write the report to a file too: .json, .html, or else text"
     found.add_argument("-o", "--output", action=Once, metavar="FILE", help=text)
+    text = "write each fault as a short script of its own, without this package"
+    found.add_argument("--repro", action=Once, metavar="DIR", help=text)
     return found
 
 
@@ -51,6 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     updates = 3 if options.updates is None else read_count(options.updates, "--updates", 1)
     target = None if options.target_batch is None else read_count(options.target_batch, "target_batch", 1)
     _check_output(options.output)
+    if options.repro is not None and os.path.exists(options.repro) and not os.path.isdir(options.repro):
+        raise InputError(Problem("--repro", f"{options.repro} is a file; name a folder", ["repro"]))
     from gradaccum.torch.audit import run as runner
     from gradaccum.torch.audit.command import command_of
 
@@ -60,6 +65,11 @@ def run(arguments: Sequence[str]) -> int:
     report = runner.audit(command, updates=updates, target_batch=target, epoch_end=options.epoch_end, stdout=stdout)
     if options.output is not None:
         _write(report, options.output)
+    if options.repro is not None:
+        from gradaccum.torch.audit.repro import write_repros
+
+        for path in write_repros(report, options.repro):
+            print(f"wrote {path}", file=sys.stderr)
     if options.json:
         print(_json(report))
     else:

@@ -113,6 +113,7 @@ def test_a_python_that_cannot_be_entered(words, found):
         (["audit", "-o", "no/where.html", "train.py"], "--output there is no folder"),
         (["audit", "-o", ".", "train.py"], "--output . is a folder"),
         (["audit", "--updates", "2", "--updates", "3", "train.py"], "was given twice"),
+        (["audit", "--repro", "train.py", "train.py"], "--repro train.py is a file; name a folder"),
         (["audit", "gone.py"], "there is no file gone.py"),
     ],
 )

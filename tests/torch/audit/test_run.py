@@ -174,12 +174,13 @@ def audited(*arguments, code, **more):
 def test_with_json_the_script_s_output_is_moved_and_standard_input_is_its_own(tmp_path):
     code = leaves(record(weight=1 / 4)) + "print('the script says', input())"
     page, text = tmp_path / "audit.html", tmp_path / "audit.txt"
-    process = audited("--json", "-o", str(page), code=code, stdin=subprocess.PIPE)
+    process = audited("--json", "-o", str(page), "--repro", str(tmp_path / "r"), code=code, stdin=subprocess.PIPE)
     out, err = process.communicate("hello\n", timeout=60)
     assert process.returncode == 1
     assert json.loads(out)["verdict"] == "fault"
     assert "the script says hello" in err
     assert "GA101" in page.read_text()
+    assert [each.name for each in (tmp_path / "r").iterdir()] == ["ga101_torch.py"]
     process = audited("-o", str(text), code=leaves(record()) + "print('mine')")
     out, err = process.communicate(timeout=60)
     assert out == "mine\n"
