@@ -101,7 +101,7 @@ def hand_on():  # type: ignore[no-untyped-def]
     sys.path[:] = [each for each in sys.path if os.path.abspath(each) != HERE]
     sys.path_importer_cache.pop(HERE, None)
     sys.modules.pop("sitecustomize", None)
-    import sitecustomize  # noqa: F401
+    __import__("sitecustomize")
 
 
 if os.path.isdir(FOLDER):
