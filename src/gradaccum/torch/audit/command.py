@@ -68,7 +68,7 @@ def _check_module(name: str) -> None:
         raise InputError(Problem("", "-m wants the name of a module", ["-m package.train"]))
     if name.endswith(".py"):
         raise InputError(Problem("", f"-m wants the name of a module, and {name} is a file", [name]))
-    path: list[str] | None = [str(Path.cwd()), *sys.path]
+    path = [str(Path.cwd()), *sys.path]
     known = ""
     for part in [*name.split("."), "__main__"]:
         found = PathFinder.find_spec(f"{known}.{part}" if known else part, path)

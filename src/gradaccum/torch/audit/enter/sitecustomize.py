@@ -11,6 +11,10 @@ import atexit
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 FOLDER = os.environ.get("GRADACCUM_AUDIT", "")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -18,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 class Waker:
     """Finds torch as the other finders do, and has the watching begin once it is whole."""
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """Of torch, its spec; also for whoever only asks whether torch is there."""
         if name != "torch":
             return None
@@ -30,12 +34,12 @@ class Waker:
                 return spec
         return None
 
-    def _wrap(self, loader):  # type: ignore[no-untyped-def]
+    def _wrap(self, loader: Any) -> None:
         load = getattr(loader, "exec_module", None)
         if load is None:
             return
 
-        def load_and_begin(module):  # type: ignore[no-untyped-def]
+        def load_and_begin(module: Any) -> None:
             del loader.exec_module  # the loader is as it was before anyone can see it
             load(module)
             if self in sys.meta_path:
@@ -45,7 +49,7 @@ class Waker:
         loader.exec_module = load_and_begin
 
 
-def begin():  # type: ignore[no-untyped-def]
+def begin() -> None:
     """Watch this process. What goes wrong here is said in the report, and never disturbs the script."""
     try:
         os.replace(mark("entered"), mark("torch"))
@@ -57,7 +61,7 @@ def begin():  # type: ignore[no-untyped-def]
         leave_word("failed", "{}: {}".format(type(error).__name__, error))  # noqa: UP032
 
 
-def package():  # type: ignore[no-untyped-def]
+def package() -> None:
     """Import gradaccum from where this file is, whatever the path says; nothing else becomes importable by that."""
     if "gradaccum" in sys.modules:
         return
@@ -75,12 +79,12 @@ def package():  # type: ignore[no-untyped-def]
     spec.loader.exec_module(module)
 
 
-def mark(kind):  # type: ignore[no-untyped-def]
+def mark(kind: str) -> str:
     """The file of this process: entered, torch (it was imported), or failed."""
     return os.path.join(FOLDER, "{}.{}".format(os.getpid(), kind))  # noqa: UP032
 
 
-def leave_word(kind, text):  # type: ignore[no-untyped-def]
+def leave_word(kind: str, text: str) -> None:
     """Write to that file, if the audit is still there to read it."""
     try:
         with open(mark(kind), "w") as file:
@@ -89,14 +93,14 @@ def leave_word(kind, text):  # type: ignore[no-untyped-def]
         pass
 
 
-def end():  # type: ignore[no-untyped-def]
+def end() -> None:
     """The last thing of all that run at the interpreter's end: it was registered first."""
     session = sys.modules.get("gradaccum.torch.audit.session")
     if session is not None:
         session.end()
 
 
-def hand_on():  # type: ignore[no-untyped-def]
+def hand_on() -> None:
     """Run the `sitecustomize` that would have run without us. ImportError where there is none, which Python expects."""
     sys.path[:] = [each for each in sys.path if os.path.abspath(each) != HERE]
     sys.path_importer_cache.pop(HERE, None)
