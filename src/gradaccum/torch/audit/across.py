@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 
 
-def over_updates(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> list[Found]:
-    """What shows over the updates of each optimizer, and in the batch that they saw."""
+def over_updates(ranks: Sequence[RankSeen], groups: Sequence[Group], before: Sequence[Found]) -> list[Found]:
+    """What shows over the updates of each optimizer, and in the batch that they saw. before: what is known already."""
     found = []
     first = ranks[0]
     for index, described in enumerate(first.optimizers):
@@ -40,7 +40,8 @@ def over_updates(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> list[Fou
         seen = max(batches)
         steps = max(group.steps for group in groups)
         found.append(Found("GA115", {"effective_batch": seen, "target_batch": target}))
-        if steps == 1 and target > seen and target % seen == 0:
+        lost = any(each.code == "GA106" for each in before)
+        if steps == 1 and not lost and target > seen and target % seen == 0:
             found.append(Found("GA120", {"effective_batch": seen, "target_batch": target, "steps": target // seen}))
     return found
 
@@ -71,7 +72,8 @@ def _low_precision(own: Sequence[Group], dtypes: Sequence[str]) -> list[Found]:
             if len(update.passes) > 1 and len(group.updates) == 1:
                 exact = plus([update.passes[0].before, *(each.heard for each in update.passes)])
                 there = update.passes[-1].after
-                if exact and there and norm(exact):
+                kept = all(change == 1.0 for change in group.arrivals.changes[0][:-1])
+                if exact and there and kept and norm(exact):
                     gone = norm([a - b for a, b in zip(exact, there, strict=True)]) / norm(exact)
                     if gone > worst and not group.arrivals.unexplained:
                         worst, steps = gone, group.steps

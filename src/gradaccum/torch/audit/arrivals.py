@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gradaccum.torch.audit.sketch import factor, norm, plus
+from gradaccum.torch.audit.sketch import LENGTH, combination, factor, norm, plus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,8 @@ class Arrivals:
 
     share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
     from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
-    passes whose gradient is no sum of what was heard.
+    passes whose gradient is no sum of what was heard. touched: passes before which gradients were changed by more
+    than a factor.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Arrivals:
     reduced: list[bool] = field(default_factory=list)
     reduced_after: bool = False
     unexplained: list[Key] = field(default_factory=list)
+    touched: list[Key] = field(default_factory=list)
     seen: bool = True
 
     def reach(self, key: Key) -> float:
@@ -66,12 +68,19 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
     for rank, update in enumerate(updates):
         if update.passes and norm(update.passes[0].before):
             state[rank][rank, LEAK] = 1.0
+    if any(each.by_name for update in updates for each in update.passes):  # the loop adds up by itself
+        found.share = [_all_heard(updates, rank, within) for rank in range(world)]
+        found.changes = [[1.0] for _ in updates]
+        found.seen = found.seen and all(found.share)
+        return found
     for index in range(max((len(update.passes) for update in updates), default=0)):
         there = [(rank, update.passes[index]) for rank, update in enumerate(updates) if index < len(update.passes)]
         for rank, each in there:
             if index:
-                change, _ = factor(updates[rank].passes[index - 1].after, each.before)
+                change, rest = factor(updates[rank].passes[index - 1].after, each.before)
                 change = 1.0 if updates[rank].passes[index - 1].after is None else _whole(change, within)
+                if rest > within and change:
+                    found.touched.append((rank, index))
                 found.changes[rank].append(change)
                 state[rank] = _times(state[rank], change)
         together = _together(there, updates, index, sharded, within)
@@ -108,11 +117,34 @@ def _received(
                 found.changes[rank].append(both)
                 share.append(_times(_sum(state), both))
                 continue
+        if rest > within and not sharded and (all_heard := _all_heard(updates, rank, within)):
+            share.append(all_heard)  # summed in buffers of the loop's own, and handed over at the end
+            continue
         found.changes[rank].append(change)
         share.append(_times(state[rank], change))
     for rank, update in enumerate(updates):
         share[rank] = _times(share[rank], 1 / update.grad_scale)
     return share
+
+
+def _all_heard(updates: Sequence[UpdateSeen], rank: int, within: float) -> dict[Key, float]:
+    """What was received as a multiple of all that was heard, or as a combination; empty where it is neither."""
+    received = updates[rank].received
+    for ranks in ([rank], list(range(len(updates)))):
+        passes = [(one, index, each) for one in ranks for index, each in enumerate(updates[one].passes)]
+        there = {(one, index): each.heard for one, index, each in passes if each.heard is not None}
+        keys, heard = list(there), list(there.values())
+        ratio, rest = factor(plus(heard), received)
+        if heard and rest < within:
+            return dict.fromkeys(keys, ratio)
+        if received is not None and 1 < len(heard) <= LENGTH // 2:
+            factors, rest = combination(heard, received)
+            if factors and rest < within:
+                largest = max(abs(each) for each in factors)
+                return {
+                    key: 0.0 if abs(each) < within * largest else each for key, each in zip(keys, factors, strict=True)
+                }
+    return {}
 
 
 def _together(

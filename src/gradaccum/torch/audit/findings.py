@@ -200,6 +200,12 @@ KINDS: dict[str, Kind] = {
         "the gradient is not that of the big batch",
         {"": "compare with gradaccum.torch.verify, parameter by parameter"},
     ),
+    "GA119": Kind(
+        ERROR,
+        "A loss over the whole batch was taken over each micro-batch: {classes} samples are each other's classes.",
+        "each sample has fewer negatives than in the big batch, which no accumulation makes up for",
+        {"": "cache the representations' gradients: group.cached(encode, loss_of) of gradaccum.torch.Accumulator"},
+    ),
     "GA120": Kind(
         ERROR,
         "Every micro-batch makes an update: {effective_batch} samples where {target_batch} were wanted.",

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradaccum.torch.audit.arrivals import LEAK, arrivals
-from gradaccum.torch.audit.normalisation import TOLERANCE, Family, families, items_of
+from gradaccum.torch.audit.normalisation import TOLERANCE, Family, families, items_of, near
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gradaccum.torch.audit.arrivals import Arrivals
-    from gradaccum.torch.audit.records import Event, Pass, RankSeen, UpdateSeen
+    from gradaccum.torch.audit.records import Event, Pass, RankSeen, Term, UpdateSeen
+
+
+MOST_FAMILIES = 3
+"""Loss terms whose sums are looked at together."""
 
 
 @dataclass
 class Group:
-    """One audited update of one optimizer, as all ranks saw it, and what became of its gradients."""
+    """One audited update of one optimizer, as all ranks saw it, and what became of its gradients.
+
+    clipped: the factor of clipping at the boundary. used_at: of a (rank, serial of a pass), the number of passes up
+    to the step of another optimizer that used it. considered: the passes that were meant for this update; dropped:
+    those before them that were thrown away.
+    """
 
     optimizer: int
     number: int
@@ -28,18 +38,43 @@ class Group:
     unknown: list[str]
     clipped: float
     tolerance: float
+    used_at: dict[tuple[int, int], int]
+    considered: set[tuple[int, int]]
+    dropped: int = 0
+    target_batch: int | None = None
 
     @property
     def steps(self) -> int:
         """Micro-batches of the rank that has most."""
-        return max(update.micro_batches for update in self.updates)
+        return max(sum(one == rank for one, _ in self.passes) for rank in range(len(self.updates)))
 
     @property
-    def passes(self) -> Iterator[tuple[int, int]]:
-        """Every (rank, pass)."""
-        for rank, update in enumerate(self.updates):
-            for index in range(len(update.passes)):
-                yield rank, index
+    def passes(self) -> list[tuple[int, int]]:
+        """Every (rank, pass) that was meant for it."""
+        return sorted(self.considered)
+
+    def seen(self, key: tuple[int, int]) -> Pass:
+        """What was seen of a (rank, pass)."""
+        return self.updates[key[0]].passes[key[1]]
+
+    def inside(self, *names: str) -> int:
+        """Events of those names between the first and the last pass."""
+        return sum(e.name in names for update in self.updates for each in update.passes[1:] for e in each.events)
+
+    def sums_to(self, value: float, family: Family | None = None) -> bool:
+        """Whether the weights of a family sum to that value, or those of all together, by any of their units."""
+        if family is not None and family.unit_of(value) is not None:
+            return True
+        totals = [list(each.totals().values()) for each in self.families if each.weighty]
+        if not 2 <= len(totals) <= MOST_FAMILIES:
+            return False
+        return any(near(sum(choice), value, self.tolerance) for choice in itertools.product(*totals))
+
+    @property
+    def skipped_calls(self) -> int:
+        """Calls of the model, over all ranks, whose loss never went backward."""
+        passes = [each for key in self.passes if (each := self.seen(key)).terms]
+        return sum(max(0, len(each.calls) + len(each.unlearnt) - each.losses) for each in passes)
 
     def reach(self, key: tuple[int, int]) -> float:
         """The largest factor with which a (rank, pass) reached any rank's step."""
@@ -56,7 +91,9 @@ class Group:
 
         A pass whose model call was not seen has as many as its loss has rows, by the rows of a sample in other passes.
         """
-        passes = [each for update in self.updates for each in update.passes]
+        passes = [self.seen(key) for key in self.passes]
+        if not passes:
+            return None
         known = [(each.samples, rows) for each in passes if each.samples and (rows := _rows(each))]
         rows_each = known[0][1] / known[0][0] if known else 1.0
         total = 0
@@ -88,22 +125,36 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
         common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
-        passes = [
-            (rank, index, each)
-            for rank, update in enumerate(updates)
-            for index, each in enumerate(update.passes)
-            if (rank, index) not in _foreign(arrived, updates, consumed, optimizer)
-        ]
-        items, unknown = items_of(passes, lambda rank, index, common=common: common)  # type: ignore[misc]
+        foreign = _foreign(arrived, updates, consumed, optimizer)
+        own = [key for key in _keys(updates) if key not in foreign]
+        dropped = _thrown_away(arrived, own)
+        made, unknown = _families(updates, own, common, tolerance)
+        if dropped:
+            fewer, less = _families(updates, [key for key in own if key not in dropped], common, tolerance)
+            if fewer and all(each.fine for each in fewer) and max(each.micro_batches() for each in fewer) > 1:
+                made, unknown, own = fewer, less, [key for key in own if key not in dropped]
+            else:
+                dropped = set()
+        used_at = {
+            (rank, each.serial): other.at
+            for rank, one in enumerate(ranks)
+            for other in one.updates
+            if other.optimizer != optimizer and not other.skipped
+            for each in other.passes
+        }
         yield Group(
             optimizer,
             number,
             updates,
             arrived,
-            families(items, tolerance) if items else [],
+            made,
             sorted({each.leaf for each in unknown}),
             clipped,
             tolerance,
+            used_at,
+            set(own),
+            len(dropped),
+            ranks[0].target_batch,
         )
 
 
@@ -133,6 +184,31 @@ def _foreign(
         for index, each in enumerate(update.passes)
         if each.site in elsewhere
     }
+
+
+def _keys(updates: Sequence[UpdateSeen]) -> list[tuple[int, int]]:
+    return [(rank, index) for rank, update in enumerate(updates) for index in range(len(update.passes))]
+
+
+def _thrown_away(arrived: Arrivals, own: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """The first passes of each rank, where they were cleared and all after them arrived: a group that was dropped."""
+    if not arrived.seen:
+        return set()
+    lost = {key for key in own if arrived.reach(key) == 0.0}
+    first = {
+        rank: min((index for one, index in own if one == rank and (one, index) not in lost), default=0)
+        for rank, _ in own
+    }
+    return lost if all(index < first.get(rank, 0) for rank, index in lost) else set()
+
+
+def _families(
+    updates: Sequence[UpdateSeen], keys: Sequence[tuple[int, int]], common: float, tolerance: float
+) -> tuple[list[Family], list[Term]]:
+    """The loss terms of those passes, and the terms of which no weight is known."""
+    passes = [(rank, index, updates[rank].passes[index]) for rank, index in keys]
+    items, unknown = items_of(passes, common)
+    return families(items, tolerance) if items else [], unknown
 
 
 def _common(arrived: Arrivals, clipped: float) -> float:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditReport:
     """The report on what all ranks saw, in the order of their ranks."""
     groups = list(groups_of(ranks))
-    found = _merged(each for group in groups for each in of_update(group, ranks, groups))
-    found += over_updates(ranks, groups)
+    found = _merged(each for group in groups for each in of_update(group, groups))
+    found += over_updates(ranks, groups, found)
     framework = ranks[0].framework
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
     judged = bool(groups) and all(group.families for group in groups)

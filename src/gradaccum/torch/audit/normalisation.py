@@ -8,13 +8,13 @@ or rank.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from gradaccum.torch.audit.records import Pass, TermSeen
+    from gradaccum.torch.audit.records import Pass, Term
 
 TOLERANCE = {"float64": 1e-6, "float32": 2e-4, "bfloat16": 4e-2, "float16": 1e-2}
 """Relative difference between two weights below which they are equal: many roundings of the loss's type."""
@@ -25,14 +25,19 @@ UNITS = ("counted", "elements", "weighed", "rows", "samples")
 
 @dataclass(frozen=True)
 class Item:
-    """One term in one backward pass. weight: of one unit, in the update. way: the factors from the root to it."""
+    """One term in one backward pass. arrival: the factor with which the pass reached the step."""
 
     rank: int
     index: int
     position: int
-    term: TermSeen
+    term: Term
     of: Pass
-    weight: float
+    arrival: float
+
+    @property
+    def weight(self) -> float:
+        """Of one unit, in the update."""
+        return (self.term.weight or 0.0) * self.arrival
 
     def units(self, unit: str) -> float | None:
         """How many of that unit it has; None where that is not known."""
@@ -82,7 +87,7 @@ class Family:
     @property
     def sums(self) -> bool:
         """Whether its reduction is a sum that nobody divides."""
-        return all(each.term.kind in ("sum", "each") for each in self.items) and all(
+        return all(each.term.kind in ("sum", "root") for each in self.items) and all(
             near(abs(each.weight), 1.0, self.tolerance) for each in self.weighty
         )
 
@@ -92,6 +97,25 @@ class Family:
         if not self.weighty:
             return True
         return self.flat and (self.sums or self.unit_of(1.0) is not None)
+
+    @property
+    def largest_total(self) -> float:
+        """The sum of all weights, by the unit of which there are most."""
+        return max(self.totals().values(), default=0.0)
+
+    @property
+    def fine(self) -> bool:
+        """Right, up to a coefficient of the person's own: equal weights, divided once by the micro-batches."""
+        steps = self.micro_batches()
+        return self.right or (self.flat and steps > 1 and self.divisions(steps) == 1 and not self.by_whole)
+
+    @property
+    def by_whole(self) -> bool:
+        """Whether each item was divided by the units of the whole update: any further division is one too many."""
+        sums = all(each.term.kind in ("sum", "root") for each in self.items)
+        return sums and any(
+            number > 1 and self.divisions(number) for unit in self.totals() if (number := sum(self.counts(unit)))
+        )
 
     def unit_of(self, value: float) -> str | None:
         """The unit for which the weights sum to that value."""
@@ -119,10 +143,14 @@ class Family:
             found[each.rank].append(each)
         return found
 
-    def divided_by(self, number: float) -> bool:
-        """Whether each item's way has a factor of one over that number."""
-        return bool(self.weighty) and all(
-            any(near(abs(value) * number, 1.0, self.tolerance) for value in each.term.factors) for each in self.weighty
+    def divisions(self, number: float) -> int:
+        """How often each item's way was divided by that number, the arrival included."""
+        return min(
+            (
+                sum(near(abs(value) * number, 1.0, self.tolerance) for value in (*each.term.factors, each.arrival))
+                for each in self.weighty
+            ),
+            default=0,
         )
 
 
@@ -136,21 +164,35 @@ def equal(values: Sequence[float], tolerance: float) -> bool:
     return not values or near(min(values), max(values), tolerance)
 
 
-def items_of(
-    passes: Iterable[tuple[int, int, Pass]], arrival: Callable[[int, int], float]
-) -> tuple[list[Item], list[TermSeen]]:
-    """The terms that were seen as weights, and those of which nothing is known."""
-    found, unknown = [], []
+def items_of(passes: Iterable[tuple[int, int, Pass]], arrival: float) -> tuple[list[Item], list[Term]]:
+    """The terms that were seen as weights, and those of which nothing is known. arrival: the factor to the step."""
+    found: list[Item] = []
+    unknown: list[Term] = []
     for rank, index, each in passes:
         positions: dict[str, int] = defaultdict(int)
         for term in each.terms:
-            if term.weight is None or term.kind in ("nonlinear",) or (term.kind == "opaque" and not term.units):
+            if not weighs(term):
                 unknown.append(term)
                 continue
-            position = positions[term.leaf]
-            positions[term.leaf] += 1
-            found.append(Item(rank, index, position, term, each, term.weight * arrival(rank, index)))
+            known = [n for n, one in enumerate(found) if (one.rank, one.term.identity) == (rank, term.identity)]
+            if term.identity and known:  # a graph that was kept, and gone through another time
+                again = known[0]
+                both = (found[again].term.weight or 0.0) + (term.weight or 0.0)
+                found[again] = replace(found[again], term=replace(found[again].term, weight=both))
+                continue
+            position = positions[term.reduction]
+            positions[term.reduction] += 1
+            found.append(Item(rank, index, position, term, each, arrival))
     return found, unknown
+
+
+def weighs(term: Term) -> bool:
+    """Whether what was read is a weight: not where a loop multiplies each element's loss by a number of its own, one by
+    one, or hands a gradient of its own to the backward pass.
+    """
+    if term.weight is None or term.kind == "nonlinear" or (term.kind == "opaque" and not term.units):
+        return False
+    return term.kind != "each" and term.spread < 1.01
 
 
 def families(items: Sequence[Item], tolerance: float) -> list[Family]:
@@ -169,19 +211,21 @@ def _meant(tried: list[list[Family]]) -> list[Family]:
 def _groupings(items: Sequence[Item]) -> list[Callable[[Item], tuple[object, ...]]]:
     """Keys of the groupings that make sense, the coarsest first."""
     several = any(each.position for each in items) and not all(
-        each.of.calls == 1 + max(one.position for one in items if one.of is each.of) for each in items if each.position
+        len(each.of.calls) == 1 + max(one.position for one in items if one.of is each.of)
+        for each in items
+        if each.position
     )
     synced: dict[str, set[bool | None]] = defaultdict(set)
     for each in items:
         synced[each.of.site].add(each.of.reduces)
     apart = len(synced) > 1 and len({frozenset(each) for each in synced.values()}) == 1
-    keys: list[Callable[[Item], tuple[object, ...]]] = [lambda item: (item.term.leaf,)]
+    keys: list[Callable[[Item], tuple[object, ...]]] = [lambda item: (item.term.reduction,)]
     if several:
-        keys.append(lambda item: (item.term.leaf, item.position))
+        keys.append(lambda item: (item.term.reduction, item.position))
     if apart:
-        keys.append(lambda item: (item.term.leaf, item.of.site))
+        keys.append(lambda item: (item.term.reduction, item.of.site))
     if several and apart:
-        keys.append(lambda item: (item.term.leaf, item.position, item.of.site))
+        keys.append(lambda item: (item.term.reduction, item.position, item.of.site))
     return keys
 
 
@@ -189,4 +233,11 @@ def _grouped(items: Sequence[Item], key: Callable[[Item], tuple[object, ...]], t
     groups: dict[tuple[object, ...], list[Item]] = defaultdict(list)
     for each in items:
         groups[key(each)].append(each)
-    return [Family(str(name[0]), tuple(group), tolerance) for name, group in groups.items()]
+    return [Family(group[0].term.leaf, tuple(_alike(group)), tolerance) for group in groups.values()]
+
+
+def _alike(items: list[Item]) -> list[Item]:
+    """All read above the weights of their elements' own, where one was: equal weights in a batch look like a mask."""
+    if not any(each.term.own_weights for each in items):
+        return items
+    return [replace(each, term=each.term.lifted()) for each in items]

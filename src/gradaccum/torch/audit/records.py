@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Sketch = list[float]
 
 
 @dataclass
-class TermSeen:
-    """One loss term of one backward pass: weights.Term, as numbers."""
+class Term:
+    """One loss term of one backward pass.
+
+    leaf: the loss or reduction that was found; reduction: its own name, whatever lies beneath. kind: mean, sum, each
+    (reduced by hand), opaque (nothing is known of what it reduces), nonlinear (a function of the reduced loss, such
+    as a root). weight: the gradient of one unit; None where nothing is known. spread: the largest weight by the
+    smallest, 1 where all are equal. units: what may be counted: elements, those that are not masked or ignored
+    (counted), the sum of their own weights (weighed), and rows. factors: by what each scalar node on the way
+    multiplied the gradient; arrived: the gradient behind them. own_weights: elements are multiplied by numbers of
+    their own, above which the weight was read; above: weight and units there, where they were multiplied by 0 and one
+    other number, beneath which it was read. in_batch: the classes are the batch's own samples, as in a contrastive
+    loss.
+    """
 
     leaf: str
     kind: str
-    weight: float | None
-    spread: float
-    units: dict[str, float]
-    factors: list[float]
+    reduction: str = ""
+    weight: float | None = None
+    spread: float = 1.0
+    units: dict[str, float] = field(default_factory=dict)
+    factors: list[float] = field(default_factory=list)
+    arrived: float | None = None
+    own_weights: bool = False
+    above: tuple[float, dict[str, float]] | None = None
+    in_batch: bool = False
+    identity: int = 0
+
+    def lifted(self) -> Term:
+        """As it is read above the multiplication by weights of the elements' own."""
+        if self.above is None:
+            return self
+        return replace(self, weight=self.above[0], units=self.above[1], above=None)
 
 
 @dataclass
@@ -34,20 +57,37 @@ class Event:
 class Pass:
     """One backward pass as one optimizer sees it.
 
-    before, heard, after: its witness's gradients before the pass, what the pass brought them, and what is there after
-    it. calls: of the model since the pass before. events: since the pass before, or the last update.
+    before, heard, after: its witness's gradients before the pass, what the pass brought them, and what is there
+    after it. calls: the samples of each call of the model since the pass before; None where they were not seen;
+    unlearnt: of calls without gradients. by_name: its gradients were asked for with torch.autograd.grad, and what
+    becomes of them is the loop's. serial: this pass among all of the rank. events: since the pass before, or the
+    last update.
     """
 
     site: str
-    terms: list[TermSeen]
-    calls: int
-    samples: int | None
+    terms: list[Term]
+    calls: list[int | None]
+    unlearnt: list[int | None]
+    serial: int
     before: Sketch | None
     heard: Sketch | None
     after: Sketch | None
     reduces: bool | None = None
+    by_name: bool = False
     loss_dtype: str = "float32"
     events: list[Event] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int | None:
+        """Those of the micro-batch; of all calls where each had a loss of its own, and the losses were added up."""
+        if len(self.calls) > 1 and self.losses == len(self.calls):
+            return None if None in self.calls else sum(each or 0 for each in self.calls)
+        return self.calls[-1] if self.calls else None
+
+    @property
+    def losses(self) -> int:
+        """How often the first loss term is there."""
+        return sum(term.reduction == self.terms[0].reduction for term in self.terms)
 
 
 @dataclass
@@ -55,7 +95,8 @@ class UpdateSeen:
     """One step of one optimizer.
 
     number: counted from 0 for each optimizer. passes: empty where it was not audited. received: the witness's gradients
-    as the optimizer used them. events: after the last pass. afterwards: scheduler steps up to the next pass.
+    as the optimizer used them. events: after the last pass. afterwards: scheduler steps up to the next pass. at: passes
+    of the rank up to the step.
     """
 
     optimizer: int
@@ -67,6 +108,7 @@ class UpdateSeen:
     events: list[Event] = field(default_factory=list)
     afterwards: int = 0
     grad_scale: float = 1.0
+    at: int = 0
     skipped: bool = False
 
 
@@ -110,7 +152,7 @@ class RankSeen:
             return Event(**each)
 
         def one_pass(each: dict[str, Any]) -> Pass:
-            terms = [TermSeen(**term) for term in each["terms"]]
+            terms = [Term(**term) for term in each["terms"]]
             return Pass(**{**each, "terms": terms, "events": [event(one) for one in each["events"]]})
 
         def update(each: dict[str, Any]) -> UpdateSeen:

@@ -50,6 +50,19 @@ class Witness:
         found, self._hooked = self._hooked, None
         return found
 
+    def among(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether any of its parameters is one of them."""
+        return any(each is own for each in tensors for own in self.parameters)
+
+    def take(self, tensors: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Gradients that were asked for by name, as if they had come by a backward pass."""
+        self._hooked = None
+        for each, gradient in zip(tensors, gradients, strict=True):
+            for index, own in enumerate(self.parameters):
+                if each is own and gradient is not None:
+                    part = self._sketch(index, gradient)
+                    self._hooked = part if self._hooked is None else self._hooked + part
+
     def gradients(self) -> torch.Tensor | None:
         """The sketch of what lies in `.grad` now; None where there is nothing."""
         found = None
@@ -114,6 +127,31 @@ def plus(sketches: Iterable[Sketch | None]) -> Sketch | None:
 def norm(sketch: Sketch | None) -> float:
     """The 2-norm, about that of the gradient times the root of LENGTH."""
     return math.sqrt(sum(each * each for each in sketch)) if sketch else 0.0
+
+
+def combination(parts: Sequence[Sketch], whole: Sketch) -> tuple[list[float], float]:
+    """The factors with which the parts add up to the whole, by least squares, and what remains, as a share of it.
+
+    Fewer parts than LENGTH are needed for the answer to mean anything; parts that depend on each other have none.
+    """
+    size = len(parts)
+    rows = [
+        [sum(x * y for x, y in zip(a, b, strict=True)) for b in parts]
+        + [sum(x * y for x, y in zip(a, whole, strict=True))]
+        for a in parts
+    ]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda row: abs(rows[row][column]))
+        if abs(rows[pivot][column]) <= 1e-9 * norm(parts[column]) ** 2:
+            return [], 1.0
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for row in range(size):
+            if row != column:
+                times = rows[row][column] / rows[column][column]
+                rows[row] = [a - times * b for a, b in zip(rows[row], rows[column], strict=True)]
+    factors = [rows[index][size] / rows[index][index] for index in range(size)]
+    made = [sum(each * part[i] for each, part in zip(factors, parts, strict=True)) for i in range(len(whole))]
+    return factors, norm([a - b for a, b in zip(made, whole, strict=True)]) / (norm(whole) or 1.0)
 
 
 def factor(before: Sketch | None, after: Sketch | None) -> tuple[float, float]:

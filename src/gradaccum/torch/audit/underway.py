@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from gradaccum.torch.audit.records import Event, OptimizerSeen, Pass, TermSeen, UpdateSeen
+from gradaccum.torch.audit.records import Event, OptimizerSeen, Pass, UpdateSeen
 from gradaccum.torch.audit.sketch import Witness
 
 if TYPE_CHECKING:
@@ -91,23 +91,35 @@ class OpenPass:
         self,
         site: str,
         instrument: Instrument,
-        calls: int,
-        samples: int | None,
+        calls: tuple[list[int | None], list[int | None]],
+        serial: int,
         sketches: tuple[torch.Tensor | None, ...],
         reduces: bool | None,
         dtype: str,
         events: list[Happened],
+        by_name: bool,
     ) -> None:
-        self.site, self.instrument, self.calls, self.samples = site, instrument, calls, samples
+        self.site, self.instrument, self.calls, self.serial = site, instrument, calls, serial
         self.reduces, self.dtype = reduces, dtype
-        self.sketches, self.events = sketches, events
+        self.sketches, self.events, self.by_name = sketches, events, by_name
 
     def settled(self) -> Pass:
         """With its numbers; waits for the device."""
-        terms = [
-            TermSeen(each.leaf, each.kind, each.weight, each.spread, each.units, list(each.factors))
-            for each in self.instrument.settle()
-        ]
+        terms = self.instrument.settle()
         before, heard, after = (None if each is None else each.tolist() for each in self.sketches)
         events = [each.settled() for each in self.events]
-        return Pass(self.site, terms, self.calls, self.samples, before, heard, after, self.reduces, self.dtype, events)
+        calls, unlearnt = self.calls
+        return Pass(
+            site=self.site,
+            terms=terms,
+            calls=calls,
+            unlearnt=unlearnt,
+            serial=self.serial,
+            before=before,
+            heard=heard,
+            after=after,
+            reduces=self.reduces,
+            by_name=self.by_name,
+            loss_dtype=self.dtype,
+            events=events,
+        )

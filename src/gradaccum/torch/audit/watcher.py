@@ -55,7 +55,9 @@ class Watcher:
         self._only = {id(each) for each in optimizers}
         self._models: list[weakref.ref[torch.nn.Module]] = []
         self._forward_handles: list[Any] = []
-        self._samples: dict[int, tuple[int, int | None]] = {}  # calls of each model since the last backward pass
+        # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
+        self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
+        self._serial = 0
         self._schedulers_deep = 0
         self._stepping: Optimizer | None = None
         self._last_updates: list[UpdateSeen] = []
@@ -68,9 +70,11 @@ class Watcher:
         """Begin to watch."""
         around = self._patches.around
         around(torch.autograd, "backward", self._backward)
+        around(torch.autograd, "grad", self._grad)
         around(Optimizer, "zero_grad", self._zero_grad)
         around(torch.nn.utils.clip_grad, "_clip_grads_with_norm_", self._clip)
-        around(torch.nn.utils.clip_grad, "clip_grad_value_", self._clip_value)
+        for module in (torch.nn.utils, torch.nn.utils.clip_grad):
+            around(module, "clip_grad_value_", self._clip_value)
         around(torch.amp.grad_scaler.GradScaler, "unscale_", self._unscale)
         around(torch.amp.grad_scaler.GradScaler, "step", self._scaler_step)
         for kind in _with_own_step(LRScheduler):
@@ -117,11 +121,9 @@ class Watcher:
         self._models.append(weakref.ref(model))
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if torch.is_grad_enabled() and module.training:
-                samples = _samples([*args, *kwargs.values()])
-                calls, before = self._samples.get(id(module), (0, 0))
-                both = None if samples is None or before is None else before + samples
-                self._samples[id(module)] = (calls + 1, both)
+            if module.training:
+                calls = self._calls.setdefault(id(module), ([], []))
+                calls[not torch.is_grad_enabled()].append(_samples([*args, *kwargs.values()]))
 
         self._forward_handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -163,19 +165,49 @@ class Watcher:
         for each in self._watched.values():
             each.count += 1
         if instrument is not None:
-            self._record(auditing, instrument, _dtype(args, kwargs))
-        self._samples.clear()
+            self._record(auditing, instrument, _dtype(args, kwargs), by_name=False)
+        self._calls.clear()
+        self._serial += 1
         return result
 
-    def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str) -> None:
+    def _grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`torch.autograd.grad` of watched parameters: a backward pass whose gradients the loop adds up by itself."""
+        inputs = args[1] if len(args) > 1 else kwargs.get("inputs", ())
+        inputs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+        if not self._watched:
+            self._discover()
+        auditing = [each for each in self._watched.values() if self._audits(each) and each.witness.among(inputs)]
+        if not auditing or torch._C._current_graph_task_id() != -1 or kwargs.get("create_graph"):
+            return original(*args, **kwargs)
+        instrument = Instrument()
+        for root in _roots(args, {"tensors": kwargs.get("outputs", ())}):
+            instrument.attach(root)
+        for each in auditing:
+            each.witness.heard()
+            each.before = each.witness.gradients()
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            instrument.detach()
+        for each in auditing:
+            each.witness.take(inputs, result)
+            each.count += 1
+        self._record(auditing, instrument, _dtype(args, {"tensors": kwargs.get("outputs", ())}), by_name=True)
+        self._calls.clear()
+        self._serial += 1
+        return result
+
+    def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
         site, reduces = site_of_call(), self._reduces()
-        calls, samples = next(iter(self._samples.values()), (0, None))
+        calls = next(iter(self._calls.values()), ([], []))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()
             reached = heard is not None or each.witness.sharded
             if reached:
                 sketches = (each.before, heard, after)
-                each.passes.append(OpenPass(site, instrument, calls, samples, sketches, reduces, dtype, each.events))
+                each.passes.append(
+                    OpenPass(site, instrument, calls, self._serial, sketches, reduces, dtype, each.events, by_name)
+                )
                 each.events = []
             else:
                 each.count -= 1
@@ -268,7 +300,7 @@ class Watcher:
     def _close(self, watched: Watched, received: torch.Tensor | None, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
-        update.grad_scale = watched.grad_scale
+        update.grad_scale, update.at = watched.grad_scale, self._serial
         watched.pending = (update, watched.passes, watched.events, received)
         self._settle(watched)
         self.seen.updates.append(update)

@@ -7,11 +7,14 @@ weighs in the update. No copy and no second pass: one hook for each node met, an
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from gradaccum.torch.audit.records import Term
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,26 +40,6 @@ CHOICES = frozenset("MaskedFill Index Select Slice MaskedSelect Where".split())
 """Nodes that hand each element its gradient, or 0."""
 
 
-@dataclass
-class Term:
-    """One loss term of one backward pass; numbers are filled in by `Instrument.settle`.
-
-    leaf: the loss or reduction that was found. kind: mean, sum, each (reduced by hand), opaque (nothing is known of
-    what it reduces), nonlinear (a function of the reduced loss, such as a root). weight: the gradient of one unit; None
-    where nothing is known. spread: the largest weight by the smallest, 1 where all are equal. units: what may be
-    counted: elements, those that are not masked or ignored (counted), the sum of their own weights (weighed), and rows.
-    factors: by what each node on the way multiplied the gradient.
-    """
-
-    leaf: str
-    kind: str
-    weight: float | None = None
-    spread: float = 1.0
-    units: dict[str, float] = field(default_factory=dict)
-    factors: tuple[float, ...] = ()
-    dtype: str = "float32"
-
-
 class Instrument:
     """Hooks for one backward pass: `attach(root)` before it, `detach()` after it; `settle()` gives the numbers."""
 
@@ -75,7 +58,7 @@ class Instrument:
         if root.numel() == 1:
             self._scalars((root.grad_fn, root.output_nr))
         else:
-            self._element_path(_Found("", "each", ()), (root.grad_fn, root.output_nr))
+            self._element_path(_Found("", "root", ()), (root.grad_fn, root.output_nr))
 
     def detach(self) -> None:
         """Take the hooks away."""
@@ -95,6 +78,7 @@ class Instrument:
         while stack:
             edge, way = stack.pop()
             key = self._hook(edge, self._keep)
+            before = len(self._found)
             if key in seen:
                 continue
             seen.add(key)
@@ -112,15 +96,21 @@ class Instrument:
                 stack.extend((each, way) for each in reversed(below))
             elif name in LINEAR and len(below) == 1 and below[0][0].name().startswith(("Stack", "Cat")):
                 stack.append((below[0], way))  # one of several losses that were put into a tensor
+            elif name in ("Unbind", "Select", "Index") and below:  # one element of a tensor of losses
+                found = _Found(name, "each", way, units={"elements": 1, "counted": 1, "rows": 1})
+                self._found.append(found)
             elif below:
                 kind = "nonlinear" if all(is_scalar(each) for each in below) else "opaque"
                 self._found.append(_Found(name, kind, way, units=saved_counts(edge[0])))
+            for found in self._found[before:]:
+                found.identity = found.identity or identity_of(edge[0])
 
     def _loss(self, edge: Edge, name: str, reduction: int, way: tuple[Key, ...]) -> None:
         """A loss function that reduces by itself: the gradient of one unit follows from its count."""
         units, divisor = loss_units(edge[0])
         found = _Found(name, "mean" if reduction == MEAN else "sum", way, units=units)
         found.divisor = divisor if reduction == MEAN else None
+        found.in_batch = in_batch(edge[0])
         self._found.append(found)
 
     def _reduction(self, edge: Edge, name: str, way: tuple[Key, ...], below: Edge) -> None:
@@ -150,9 +140,12 @@ class Instrument:
                 break
             if below[0][0].name().endswith("AccumulateGrad"):
                 break
+            if found.above is None and name in ("Mul", "Div") and constant(node, name) is not None:
+                found.above = (self._hook(edge, self._measure), element_units(*edge))
             edge = below[0]
         found.leaf = f"{found.leaf} of {name_of(edge[0])}".removeprefix(" of ")
-        found.units = element_units(edge[0], edge[1])
+        found.units = element_units(*edge)
+        found.own_weights = name_of(edge[0]) in ("Mul", "Div") and constant(edge[0], name_of(edge[0])) is not None
         found.at = self._hook(edge, self._measure)
         self._found.append(found)
 
@@ -205,22 +198,30 @@ class _Found:
     at: Key | None = None
     units: dict[str, Any] = field(default_factory=dict)
     divisor: Any = None
+    own_weights: bool = False
+    above: tuple[Key, dict[str, Any]] | None = None
+    in_batch: Any = False
+
+    def __post_init__(self) -> None:
+        self.reduction = self.leaf
+        self.identity = 0
 
     def term(self, arrived: dict[Key, torch.Tensor]) -> Term:
         gradients = [float(arrived[key]) for key in self.way]
-        factors = tuple(
-            after / before if before else 1.0 for before, after in zip([1.0, *gradients[:-1]], gradients, strict=True)
-        )
+        factors = [after / before if before else 1.0 for before, after in itertools.pairwise([1.0, *gradients])]
         units = {name: float(count) for name, count in self.units.items()}
-        made = Term(self.leaf, self.kind, factors=factors, units=units)
+        made = Term(self.leaf, self.kind, self.reduction, units=units, factors=factors, own_weights=self.own_weights)
+        made.arrived = gradients[-1] if gradients else None
+        made.in_batch, made.identity = bool(self.in_batch), self.identity
         if self.at is not None:
             stats = arrived[self.at]
             count, mean, most, least = stats.tolist() if stats.numel() == 4 else (0.0, 0.0, 0.0, 0.0)
             made.weight = mean
             made.spread = most / least if least else 1.0
-            made.units["counted"] = count if count else made.units.get("elements", 0.0) * 0
-            if mean and gradients:
-                made.factors = (*factors, mean / gradients[-1])
+            made.units["counted"] = count
+            if self.above is not None and (stats := arrived[self.above[0]]).numel() == 4:
+                counts = {name: float(number) for name, number in self.above[1].items()}
+                made.above = float(stats[1]), {**counts, "counted": float(stats[0])}
         elif self.kind in ("mean", "sum"):
             divisor = 1.0 if self.divisor is None else float(self.divisor)
             made.weight = gradients[-1] / divisor if divisor else 0.0
@@ -250,6 +251,14 @@ def name_of(node: Any) -> str:
     return re.sub(r"Backward\d*$", "", node.name()).removeprefix("torch::autograd::")
 
 
+_identities = itertools.count(1)
+
+
+def identity_of(node: Any) -> int:
+    """A number for the node, for as long as its graph lives."""
+    return int(node.metadata.setdefault("gradaccum.audit", next(_identities)))
+
+
 def is_python(node: Any) -> bool:
     """A torch.autograd.Function's node."""
     return hasattr(type(node), "_forward_cls")
@@ -277,17 +286,43 @@ def masks(node: Any, name: str) -> bool:
     """Whether it multiplies by a constant tensor of 0 and one other value, and nothing else."""
     if name not in ("Mul", "Div"):
         return False
-    others = [_saved(node, "_saved_other"), _saved(node, "_saved_self")]
-    given = [each for each in others if isinstance(each, torch.Tensor)]
-    if name == "Div":
-        given = given[:1]
-    if len(given) != 1:
-        return not given  # a number
-    flat = given[0].detach().reshape(-1)
-    if flat.numel() <= 1 or flat.dtype == torch.bool:
-        return True
-    top = flat.abs().max()
-    return bool(((flat == 0) | (flat == top)).all())
+    if (by := constant(node, name)) is None:
+        return not any(isinstance(_saved(node, each), torch.Tensor) for each in ("_saved_other", "_saved_self")) or (
+            _of_one_element(node)
+        )
+    flat = by.detach().reshape(-1)
+    return bool(((flat == 0) | (flat == flat.abs().max())).all())
+
+
+def constant(node: Any, name: str) -> torch.Tensor | None:
+    """The tensor of several elements by which a product or quotient multiplies or divides; None where there is none, or
+    where it is part of the graph itself.
+    """
+    given = [_saved(node, "_saved_other"), None if name == "Div" else _saved(node, "_saved_self")]
+    tensors = [each for each in given if isinstance(each, torch.Tensor)]
+    return tensors[0] if len(tensors) == 1 and tensors[0].numel() > 1 else None
+
+
+def _of_one_element(node: Any) -> bool:
+    given = [_saved(node, "_saved_other"), _saved(node, "_saved_self")]
+    return any(isinstance(each, torch.Tensor) and each.numel() == 1 for each in given)
+
+
+def in_batch(node: Any) -> Any:
+    """Whether a class is asked for each row in turn, of as many as there are rows or rows of all ranks: the samples of
+    the batch are each other's classes.
+    """
+    target, (logits, index) = _saved(node, "_saved_target"), node.next_functions[0]
+    if not isinstance(target, torch.Tensor) or target.dim() != 1 or target.is_floating_point() or logits is None:
+        return False
+    rows = target.numel()
+    try:
+        classes = int(logits._input_metadata[index].shape[-1])
+    except (AttributeError, IndexError, RuntimeError):
+        return False
+    if rows < 2 or classes % rows:
+        return False
+    return (target - target[0] == torch.arange(rows, device=target.device)).all()
 
 
 def _saved(node: Any, name: str) -> Any:
@@ -323,11 +358,8 @@ def element_units(node: Any, index: int) -> dict[str, Any]:
     for size in shape:
         elements *= size
     units: dict[str, Any] = {"elements": elements, "rows": shape[0] if shape else 1}
-    if name_of(node) == "Mul":
-        given = [_saved(node, "_saved_other"), _saved(node, "_saved_self")]
-        tensors = [each for each in given if isinstance(each, torch.Tensor) and list(each.shape) == shape]
-        if len(tensors) == 1:
-            units["weighed"] = tensors[0].detach().double().sum()
+    if name_of(node) == "Mul" and (by := constant(node, "Mul")) is not None and list(by.shape) == shape:
+        units["weighed"] = by.detach().double().sum()
     return units
 
 

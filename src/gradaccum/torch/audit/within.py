@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gradaccum.torch.audit.arrivals import LEAK
@@ -14,126 +16,194 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gradaccum.torch.audit.groups import Group
-    from gradaccum.torch.audit.records import RankSeen
+
+CLIPPING = ("clip", "clip_value")
+LEAST = 1e-6
+"""Share of the largest arrival below which a pass did not arrive."""
 
 
-def of_update(group: Group, ranks: Sequence[RankSeen], groups: Sequence[Group]) -> Iterator[Found]:
+def of_update(group: Group, groups: Sequence[Group]) -> Iterator[Found]:
     """What is wrong with one update. groups: all that were audited."""
     yield from _arriving(group)
     yield from _scaler(group)
-    others = [one.steps for one in groups if one.optimizer == group.optimizer]
+    yield from _in_batch(group)
+    if group.sums_to(1.0) and all(family.flat for family in group.families):
+        return
+    usual = _usual(group, groups)
     main = group.main
+    if (skipped := group.skipped_calls) and main is not None and _without(main, group, skipped):
+        yield Found("GA106", {"update": group.number, "lost": skipped, "micro_batches": group.steps + skipped})
+        return
+    if main is not None and not main.right:
+        yield from _term(main, group, usual)
     for family in group.families:
-        if family.right:
-            continue
-        if family is main or main is None:
-            yield from _normalised(family, group, others, len(ranks))
-        elif group.steps > 1 and main.right:
-            yield from _auxiliary(family, main, group)
+        if family is not main and family.weighty and not family.right:
+            yield from _further(family, main, group, usual)
+
+
+def _without(main: Family, group: Group, skipped: int) -> bool:
+    """Whether losses that never went backward are missing, in the sum of the weights or in the batch wanted."""
+    share = main.micro_batches() / (main.micro_batches() + skipped / len(group.updates))
+    batch = group.effective_batch
+    meant = None if batch is None else batch * (group.steps + skipped) // group.steps
+    return main.unit_of(share) is not None or (group.target_batch is not None and group.target_batch == meant != batch)
+
+
+# What arrived
 
 
 def _arriving(group: Group) -> Iterator[Found]:
     """Passes that did not reach the step as the others did."""
-    arrived, steps = group.arrivals, group.steps
-    where = {"update": group.number}
+    arrived, where = group.arrivals, {"update": group.number}
     if not arrived.share or not arrived.seen:
         return
-    passes = list(group.passes)
-    best = max((group.reach(key) for key in passes), default=0.0)
-    leaks = [
-        key for share in arrived.share for key, value in share.items() if key[1] == LEAK and abs(value) > best * 1e-6
-    ]
-    if leaks:
-        size = norm(group.updates[leaks[0][0]].passes[0].before) / (norm(group.updates[leaks[0][0]].received) or 1.0)
-        yield Found("GA107", {**where, "share_of_gradient": size})
+    best = max((group.reach(key) for key in group.passes), default=0.0)
+    yield from _leaks(group, best)
     used = {(item.rank, item.index) for family in group.families for item in family.items}
-    lost = [key for key in passes if key in used and group.reach(key) <= best * 1e-6]
+    lost = [key for key in group.passes if key in used and group.reach(key) <= best * LEAST]
     if lost:
-        cleared = sum(1 for rank, index in lost if _names(group, rank, index + 1) & {"zero_grad"})
-        every = steps > 1 and all(index + 1 < len(group.updates[rank].passes) for rank, index in lost)
-        only_last = len(lost) == len(used) - len(group.updates)
-        code = "GA108" if every and only_last and cleared == len(lost) else "GA106"
+        code = "GA108" if _only_last(group, used) else "GA106"
         yield Found(code, {**where, "lost": len(lost), "micro_batches": len(used)})
-    inside = [
-        event.name
-        for update in group.updates
-        for each in update.passes[1:]
-        for event in each.events
-        if event.name in ("clip", "clip_value")
-    ]
-    if inside:
-        yield Found("GA110", {**where, "times": len(inside)})
+    inside = group.inside(*CLIPPING)
+    rest = [key for key in group.passes if key in used and key not in lost]
+    uneven = [key for key in rest if not near(group.reach(key), best, 10 * group.tolerance)]
+    factors = [change for changes in arrived.changes for change in changes[:-1] if change not in (0.0, 1.0)]
+    if uneven and not inside and len(factors) > 1 and near(min(factors), max(factors), group.tolerance):
+        yield Found("GA118", {**where, "factor_between_micro_batches": factors[0]})
+    elif inside or arrived.touched or uneven:
+        yield Found("GA110", {**where, "times": inside or len(set(arrived.touched)) or len(uneven)})
     if len(group.updates) > 1:
         yield from _ranks(group, best)
-    rest = [key for key in passes if key in used and key not in lost]
-    uneven = [key for key in rest if not near(group.reach(key), best, 10 * group.tolerance)]
-    if uneven and not inside:
-        factors = sorted({round(group.reach(key) / best, 4) for key in rest})
-        yield Found("GA118", {**where, "factors": factors})
+
+
+def _only_last(group: Group, used: set[tuple[int, int]]) -> bool:
+    """Whether gradients were cleared after each micro-batch: every stretch between two clearings is as long."""
+    for rank, (update, changes) in enumerate(zip(group.updates, group.arrivals.changes, strict=True)):
+        clears = [index + 1 for index, change in enumerate(changes[: len(update.passes) - 1]) if change == 0.0]
+        stretches = itertools.pairwise([0, *clears, len(update.passes)])
+        lengths = {sum((rank, index) in used for index in range(a, b)) for a, b in stretches} - {0}
+        if not clears or len(lengths) > 1:
+            return False
+    return not group.arrivals.unexplained
+
+
+def _leaks(group: Group, best: float) -> Iterator[Found]:
+    """Gradients of an earlier update, or of a pass whose own optimizer has already used it."""
+    shares = group.arrivals.share
+    leaks = [key for share in shares for key, value in share.items() if key[1] == LEAK and abs(value) > best * LEAST]
+    for rank, update in enumerate(group.updates):
+        passes = update.passes
+        for (index, each), later in itertools.product(enumerate(passes), passes[-1:]):
+            used = group.used_at.get((rank, each.serial))
+            if used is not None and used <= later.serial and group.reach((rank, index)) > best * LEAST:
+                leaks.append((rank, index))
+    if leaks:
+        rank, index = leaks[0]
+        passes = group.updates[rank].passes
+        size = norm(passes[0].before if index == LEAK else passes[index].heard)
+        share = size / (norm(group.updates[rank].received) or 1.0)
+        yield Found("GA107", {"update": group.number, "share_of_gradient": share})
 
 
 def _ranks(group: Group, best: float) -> Iterator[Found]:
     """Whether each rank's passes reach all ranks."""
-    world = len(group.updates)
-    missing = [
-        (rank, index)
-        for rank, index in group.passes
+    missing = {
+        key
+        for key in group.passes
         for share in group.arrivals.share
-        if group.reach((rank, index)) > best * 1e-6 and abs(share.get((rank, index), 0.0)) <= best * 1e-6
-    ]
+        if group.reach(key) > best * LEAST and abs(share.get(key, 0.0)) <= best * LEAST
+    }
     if missing:
-        whole = len(set(missing)) == len(list(group.passes))
-        yield Found("GA109", {"update": group.number, "ranks": world, "passes": len(set(missing)), "all": whole})
-
-
-def _names(group: Group, rank: int, index: int) -> set[str]:
-    passes = group.updates[rank].passes
-    events = passes[index].events if index < len(passes) else group.updates[rank].events
-    return {each.name for each in events}
+        whole = len(missing) == len(group.passes)
+        yield Found(
+            "GA109", {"update": group.number, "ranks": len(group.updates), "passes": len(missing), "all": whole}
+        )
 
 
 def _scaler(group: Group) -> Iterator[Found]:
-    """Clipping before the gradients were unscaled, or a scale that nobody took away."""
-    for update in group.updates[:1]:
-        names = [each.name for each in update.events]
-        changed = group.arrivals.changes[0][-1] / (group.clipped or 1.0) if group.arrivals.changes[0] else 1.0
-        if "clip" in names and "unscale" in names and names.index("clip") < names.index("unscale") and changed < 0.9:
-            yield Found("GA117", {"update": group.number, "scale": 1 / changed if changed else 0.0})
+    """Clipping before the gradients were unscaled."""
+    names = [each.name for each in group.updates[0].events]
+    changes = group.arrivals.changes[0]
+    changed = changes[-1] / (group.clipped or 1.0) if changes else 1.0
+    if "clip" in names and "unscale" in names and names.index("clip") < names.index("unscale") and changed < 0.9:
+        yield Found("GA117", {"update": group.number, "scale": 1 / changed if changed else 0.0})
 
 
-def _normalised(family: Family, group: Group, others: Sequence[int], world: int) -> Iterator[Found]:
-    """Why the weights of the main loss term are not those of one batch."""
+def _in_batch(group: Group) -> Iterator[Found]:
+    """A contrastive loss, whose classes are the samples of its own micro-batch."""
+    items = [item for family in group.families for item in family.items if item.term.in_batch]
+    if len({(item.rank, item.index) for item in items}) > len(group.updates):
+        rows = int(items[0].term.units.get("rows", 0))
+        yield Found("GA119", {"update": group.number, "term": items[0].term.leaf, "classes": rows})
+
+
+# The weights of a loss term
+
+
+def _usual(group: Group, groups: Sequence[Group]) -> Group:
+    """The update with as many micro-batches as most of this optimizer have, which others are held against."""
+    own = [each for each in groups if each.optimizer == group.optimizer]
+    counts = Counter(each.steps for each in own)
+    fine = {id(each) for each in own if each.main is not None and each.main.fine}
+    return max(own, key=lambda each: (counts[each.steps], id(each) in fine, each.steps))
+
+
+def _term(family: Family, group: Group, usual: Group) -> Iterator[Found]:
+    """Why the weights of the first loss term are not those of one batch."""
     where = {"update": group.number, "term": family.name}
-    steps = family.micro_batches()
     if not family.flat:
-        unit = family.own_mean()
-        if unit is not None:
-            yield from _own_means(family, unit, where)
-            return
-        if (unit := _own_ranks(family)) is not None:
-            yield Found("GA104", {**where, "unit": unit, "counts": [sum(c) for c in _counts_by_rank(family, unit)]})
-            return
-        sizes = [abs(each.weight) for each in family.weighty]
-        if not _explained(group):
-            yield Found("GA118", {**where, "largest_by_smallest": max(sizes) / min(sizes)})
-        return
-    if family.micro_batches() == 1 and world == 1:
-        return  # one batch: its coefficient is the person's
-    yield from _constant(family, group, others, world, steps, where)
-
-
-def _own_means(family: Family, unit: str, where: dict[str, object]) -> Iterator[Found]:
-    """Each micro-batch weighs the same, whatever it holds."""
-    by_rank = _counts_by_rank(family, unit)
-    sizes = [abs(each.weight) for each in family.weighty]
-    evidence = {**where, "unit": unit, "counts": by_rank, "largest_by_smallest": max(sizes) / min(sizes)}
-    if any(max(counts) != min(counts) for counts in by_rank if counts):
-        yield Found("GA103", evidence)
-        totals = [sum(counts) for counts in by_rank]
-        if len(totals) > 1 and max(totals) != min(totals):
-            yield Found("GA104", evidence)
+        yield from _uneven(family, group, where)
     else:
-        yield Found("GA104", evidence)
+        yield from _constant(family, group, usual, where)
+
+
+def _further(family: Family, main: Family | None, group: Group, usual: Group) -> Iterator[Found]:
+    """Another term: one that is divided by its own count, or that grows with the number of micro-batches."""
+    where = {"update": group.number, "term": family.name}
+    steps, world = family.micro_batches(), len(group.updates)
+    if steps < 2 or main is None or not main.fine:
+        return
+    if not family.flat and (family.divisions(steps) or _own_share(family, 1 / group.steps)):
+        yield from _uneven(family, group, where)
+        return
+    counts = [sum(each.units(unit) or 0 for each in one.weighty) for one in (family, main) for unit in one.totals()]
+    divisors = [steps, group.steps, *counts, *(count / world for count in counts)]
+    if family.flat and any(number > 1 and family.divisions(number) for number in divisors):
+        return
+    if group.steps < usual.steps and family.flat and family.divisions(usual.steps):
+        return  # divided as in a full group, which the first term has been told of
+    yield Found(
+        "GA114", {**where, "times": steps, "total": sum(abs(each.term.arrived or 0.0) for each in family.weighty)}
+    )
+
+
+def _uneven(family: Family, group: Group, where: dict[str, object]) -> Iterator[Found]:
+    """Weights that differ: each micro-batch or each rank weighs the same, whatever it holds."""
+    sizes = [abs(each.weight) for each in family.weighty]
+    evidence = {**where, "largest_by_smallest": max(sizes) / min(sizes)}
+    if (unit := family.own_mean()) is not None:
+        by_rank = _counts_by_rank(family, unit)
+        totals = [sum(counts) for counts in by_rank]
+        evidence |= {"unit": unit, "counts": by_rank}
+        within_ranks = any(max(counts) != min(counts) for counts in by_rank)
+        if within_ranks:
+            yield Found("GA103", evidence)
+        if not within_ranks or max(totals) != min(totals):
+            yield Found("GA104", evidence)
+    elif (unit := _own_ranks(family)) is not None:
+        totals = [sum(counts) for counts in _counts_by_rank(family, unit)]
+        yield Found("GA104", {**evidence, "unit": unit, "counts": totals})
+    elif not group.inside(*CLIPPING):
+        yield Found("GA118", evidence)
+
+
+def _own_share(family: Family, value: float) -> bool:
+    """Whether each micro-batch's weights sum to that value, whatever it holds."""
+    unit = family.own_mean()
+    if unit is None:
+        return False
+    shares = [abs(each.weight) * (each.units(unit) or 0.0) for each in family.weighty]
+    return all(near(share, value, family.tolerance) for share in shares)
 
 
 def _own_ranks(family: Family) -> str | None:
@@ -153,75 +223,62 @@ def _counts_by_rank(family: Family, unit: str) -> list[list[int]]:
     return [[int(each.units(unit) or 0) for each in items] for items in family.by_rank().values()]
 
 
-def _explained(group: Group) -> bool:
-    """Whether something else already says why weights differ."""
-    return any(
-        each.name in ("clip", "clip_value")
-        for update in group.updates
-        for one in update.passes[1:]
-        for each in one.events
-    )
-
-
-def _constant(
-    family: Family, group: Group, others: Sequence[int], world: int, steps: int, where: dict[str, object]
-) -> Iterator[Found]:
-    """All weights are equal, and their sum is not one."""
-    totals = family.totals()
-    most = max(others)
-    short = steps < most and group.steps < most
-    if short and any(near(total, steps / most, family.tolerance) for total in totals.values()):
-        yield Found("GA105", {**where, "micro_batches": steps, "divided_by": most, "total": steps / most})
+def _constant(family: Family, group: Group, usual: Group, where: dict[str, object]) -> Iterator[Found]:
+    """All weights are equal, and their sum is neither one nor a coefficient of the person's own."""
+    steps, world = family.micro_batches(), len(group.updates)
+    if (short := _short(family, group, usual)) is not None:
+        yield Found("GA105", {**where, **short})
         return
-    for name, value in (("micro-batches", steps), ("ranks", world), ("micro-batches and ranks", steps * world)):
-        if value > 1 and family.unit_of(value) is not None:
-            yield Found("GA101", {**where, "times": value, "of": name, "total": value})
+    if (more := _more(family, group, usual)) is not None:
+        yield Found("GA107", {**where, **more})
+        return
+    if steps == 1 and world == 1:
+        return  # one batch: its coefficient is the person's
+    known = [("micro-batches", steps), ("ranks", world), ("micro-batches and ranks", steps * world)]
+    for name, number in known:
+        if number > 1 and group.sums_to(number, family) and not family.divisions(number):
+            yield Found("GA101", {**where, "times": number, "of": name, "total": number})
             return
-    for name, value in (("micro-batches", steps), ("ranks", world), ("micro-batches and ranks", steps * world)):
-        if value > 1 and family.unit_of(1 / value) is not None:
-            yield Found("GA102", {**where, "times": value, "of": name, "total": 1 / value})
+    for name, number in known:
+        if number > 1 and group.sums_to(1 / number, family) and (family.divisions(number) != 1 or family.by_whole):
+            yield Found("GA102", {**where, "times": number, "of": name, "total": 1 / number})
             return
     weight = abs(family.weighty[0].weight)
-    if (
-        steps > 1
-        and all(each.term.kind == "sum" for each in family.items)
-        and near(weight * steps, 1.0, family.tolerance)
-    ):
+    sums = all(each.term.kind == "sum" for each in family.items)
+    if steps > 1 and sums and near(weight * steps, 1.0, family.tolerance):
         yield Found(
             "GA102", {**where, "times": steps, "of": "micro-batches, though the loss is a sum", "total": weight}
         )
-        return
-    total = next(iter(totals.values()), None)
-    if total is None:
-        return
-    for nominal in range(steps + 1, 4097):  # divided by a count that no update had
-        if family.divided_by(nominal) and near(total, steps / nominal, family.tolerance):
-            evidence = {**where, "micro_batches": steps, "divided_by": nominal, "total": total}
-            yield Found(
-                "GA105" if short else "GA102", {**evidence, "times": nominal / steps, "of": "a count of its own"}
-            )
-            return
-    scale = _power_of_two(family)
-    if scale and not any(each.name == "unscale" for update in group.updates for each in update.events):
-        yield Found("GA117", {**where, "scale": scale, "total": total})
+    elif (scale := _loss_scale(family)) and not any(e.name == "unscale" for u in group.updates for e in u.events):
+        yield Found("GA117", {**where, "scale": scale})
+    elif not family.fine and (total := family.largest_total) > 1 + family.tolerance and total <= steps:
+        yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": total})
 
 
-def _power_of_two(family: Family) -> float:
-    """A loss scale on the way: a large factor that is a power of two."""
+def _short(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
+    """Whether a group with fewer micro-batches than others was divided by theirs."""
+    steps, most = family.micro_batches(), usual.steps
+    alike = next((each for each in usual.families if each.name == family.name and each.flat), None)
+    if group.steps >= most or alike is None:
+        return None
+    full = alike.totals()
+    for unit, total in family.totals().items():
+        if unit in full and near(total, full[unit] * steps / most, family.tolerance):
+            return {"micro_batches": steps, "divided_by": most, "total": total}
+    return None
+
+
+def _more(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
+    """Whether a group has more micro-batches than it is divided by: those before it were left in the gradients."""
+    steps, common = family.micro_batches(), usual.steps
+    if group.steps <= common or family.unit_of(steps / common) is None:
+        return None
+    return {"share_of_gradient": (steps - common) / steps, "micro_batches": steps, "divided_by": common}
+
+
+def _loss_scale(family: Family) -> float:
+    """A large factor on the way that is a power of two, as GradScaler's is; 0 where there is none."""
     for value in family.weighty[0].term.factors:
         if value >= 1024 and near(2.0 ** round(math.log2(value)), value, 1e-6):
             return value
     return 0.0
-
-
-def _auxiliary(family: Family, main: Family, group: Group) -> Iterator[Found]:
-    """A further term is divided by what the first one is divided by, or it grows with the number of micro-batches."""
-    steps, world = family.micro_batches(), len(group.updates)
-    if steps < 2 or not family.weighty:
-        return
-    counts = [sum(each.units(unit) or 0 for each in one.weighty) for one in (family, main) for unit in one.totals()]
-    divisors = [steps, group.steps, *counts, *(count / world for count in counts)]
-    if family.flat and any(number > 1 and family.divided_by(number) for number in divisors):
-        return
-    shares = [abs(each.weight) * (each.units("elements") or 1.0) for each in family.weighty]
-    yield Found("GA114", {"update": group.number, "term": family.name, "times": steps, "total": sum(shares)})
