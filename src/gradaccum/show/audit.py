@@ -48,7 +48,7 @@ def as_text(report: AuditReport, width: int = 80, style: Style = PLAIN) -> str:
         lines += ["", *_finding(finding, width, style)]
     groups = groups_of(report)
     for update, which in groups[:PICTURES]:
-        lines += ["", *cut(f"{which}: the weight of a token or sample; | marks 1, what it should be", width), ""]
+        lines += ["", *cut(f"{which}: weight of a token or sample (|: what it should be)", width), ""]
         lines += _picture(update, width, style)
     if len(groups) > PICTURES:
         lines += ["", *cut(f"and {len(groups) - PICTURES} more that look different", width)]

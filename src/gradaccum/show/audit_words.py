@@ -180,6 +180,15 @@ def _label(name: str) -> str:
 # Values
 
 
+UNITS = {"counted": "targets", "weighed": "units of weight"}
+"""What a loss may count, where it has another name for a person."""
+
+
+def unit_words(unit: object) -> str:
+    """`targets`, `samples`"""
+    return UNITS.get(str(unit), plain(str(unit)))
+
+
 def shown(value: object) -> str:
     """A value of the report for a person; lists of numbers in one line, lists of lists rank by rank."""
     if value is None:

@@ -80,9 +80,10 @@ def masked(model, batch):
     return (model(x) * mask).sum() / mask.sum()
 
 
-def test_a_mean_of_means_is_named_with_its_counts():
+@pytest.mark.parametrize("mask", [MASK, MASK > 0], ids=["numbers", "booleans"])
+def test_a_mean_of_means_is_named_with_its_counts(mask):
     """Means of 2 over one token and 10 over three: 8 as one batch, 6 as a mean of means."""
-    found = verify(Scalar(), masked, (X, MASK), 1)
+    found = verify(Scalar(), masked, (X, mask), 1)
     assert (found.verdict, codes(found)) == ("fault", ["GA103"])
     assert found.table[0].ratio == pytest.approx(6 / 8)
     assert found.table[0].error == pytest.approx(2 / 8)
@@ -202,6 +203,30 @@ def test_autocast_counts_as_what_it_computes_in():
 
     found = verify(network(), cast, labelled(), 1)
     assert (found.verdict, found.dtype) == ("right", "bfloat16")
+
+
+def test_products_are_in_full_precision_meanwhile():
+    seen = []
+
+    def precise(model, batch):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return mean(model, batch)
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert True in before
+    verify(Scalar(), precise, POWERS, 2)
+    assert set(seen) == {(False, False)}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_precision_that_was_set_by_the_newer_name_stays():
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        assert verify(Scalar(), mean, POWERS, 2).verdict == "right"
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        convolutions.fp32_precision = before
 
 
 def test_a_gradient_that_is_0_is_no_error():

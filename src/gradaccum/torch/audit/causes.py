@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradaccum.core.audit import ERROR, WARNING, AuditFinding
+from gradaccum.show.audit_words import unit_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +83,7 @@ def _weights(joined: Joined) -> AuditFinding:
             f"{rest:.2%} is in none of them. What a sample contributes changes with the samples beside it.",
             {"rest": rest, "error": joined.error},
             "micro-batches give another loss: a contrastive one sees fewer negatives, a balancing one fewer tokens",
-            "cache the features (GradCache), so that the loss sees the whole batch; or a larger micro-batch",
+            "cache the representations: group.cached of gradaccum.torch.Accumulator; or a larger micro-batch",
         )
     return _unknown(joined, (needed * joined.by).tolist())
 
@@ -98,7 +99,7 @@ def _mean_of_means(counts: list[int], unit: str, joined: Joined) -> AuditFinding
         "GA103",
         ERROR,
         f"A mean of means: each micro-batch weighs the same though they hold {', '.join(map(str, counts))} "
-        f"{_named(unit)}. Weighed by these, they give the batch's gradient.",
+        f"{unit_words(unit)}. Weighed by these, they give the batch's gradient.",
         {"unit": unit, "counts": counts, "error": joined.error},
         "what stands in short micro-batches is learnt more than the rest",
         "return (loss_sum, weight) with reduction='sum', and divide by the weight of the whole group in your loop",
@@ -140,7 +141,3 @@ def _unknown(joined: Joined, needed: list[float] | None = None) -> AuditFinding:
         "the gradient is not that of the big batch",
         "return (loss_sum, weight), so that one divisor serves the whole group",
     )
-
-
-def _named(unit: str) -> str:
-    return {"counted": "tokens with a loss", "weighed": "by their weights"}.get(unit, unit)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradaccum.core.audit import ERROR, NOTE, WARNING, AuditFinding
+from gradaccum.show.audit_words import shown, unit_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,6 +221,7 @@ def finding(found: Found, optimizers: Sequence[OptimizerSeen], framework: str) -
     """The words for one verdict. framework: torch, accelerate, fabric, lightning, transformers, trl, deepspeed."""
     kind = KINDS[found.code]
     values: dict[str, Any] = {"unit": "units", **found.evidence}
+    values |= {"unit": unit_words(values["unit"]), "counts": shown(values.get("counts"))}
     fix = kind.fixes.get(framework, kind.fixes[""])
     consequence = kind.consequence.format(**values)
     if kind.scale:

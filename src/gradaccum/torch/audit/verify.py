@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections import UserDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.core.audit import FAULT, NOT_SEEN, RIGHT
-from gradaccum.errors import InputError, Problem
 from gradaccum.torch.audit.causes import Joined, cause
-from gradaccum.torch.audit.weights import Instrument, below
+from gradaccum.torch.audit.handed_in import loss_and_weight, part_of, refused, samples_of
+from gradaccum.torch.audit.weights import Instrument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,8 +112,8 @@ def verify(
 
     Raises InputError for what cannot be compared.
     """
-    samples = _checked(model, batch, micro_batch)
-    parts = [_part(batch, samples, start, start + micro_batch) for start in range(0, samples, micro_batch)]
+    samples = samples_of(model, batch, micro_batch)
+    parts = [part_of(batch, samples, start, start + micro_batch) for start in range(0, samples, micro_batch)]
     with _untouched(model):
         return _Comparison(model, loss_of, batch, parts, samples, micro_batch).answer()
 
@@ -193,7 +192,7 @@ class _Comparison:
         for part in self.parts:
             own = self._gradient(part, way)
             if (own.weight is None) != (whole.weight is None):
-                raise _wrong("loss_of", "must return a weight always or never")
+                raise refused("loss_of", "must return a weight always or never")
             for name, each in own.of.items():
                 total[name] += each
             witnesses.append(_witness(own.of))
@@ -230,7 +229,7 @@ class _Comparison:
                     each.eval()
         torch.manual_seed(way.seed)
         random.seed(way.seed)
-        loss, weight = _loss(self.loss_of(model, batch))
+        loss, weight = loss_and_weight(self.loss_of(model, batch))
         dtypes = _dtypes(loss) | {each.dtype for each in model.parameters() if each.requires_grad}
         instrument = Instrument()
         instrument.attach(loss)
@@ -241,7 +240,7 @@ class _Comparison:
         units = next((each.units for each in instrument.settle() if each.units), {})
         found = {name: each for name, each in model.named_parameters() if each.requires_grad}
         if all(each.grad is None for each in found.values()):
-            raise _wrong(
+            raise refused(
                 "loss_of", "gives no gradient to the model that it is handed: use its argument, not a name outside"
             )
         return _Gradient(
@@ -313,92 +312,24 @@ def _epsilon(dtype: torch.dtype) -> float:
 
 def _dtypes(loss: torch.Tensor) -> set[torch.dtype]:
     """The floating types that the pass goes through: under autocast coarser ones than the parameters'."""
-    found = {loss.dtype}
-    for node in below(loss):
-        found |= {each.dtype for each in getattr(node, "_input_metadata", ()) if each.dtype.is_floating_point}
+    found, stack, seen = {loss.dtype}, [loss.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found |= {each.dtype for each in getattr(node, "_input_metadata", ()) if each.dtype.is_floating_point}
+            stack += [each for each, _ in node.next_functions]
     return found
 
 
-# What is handed in
-
-
-def _wrong(name: str, message: str, *nearest: str) -> InputError:
-    return InputError(Problem(name, message, nearest))
-
-
-def _checked(model: Any, batch: Any, micro_batch: Any) -> int:
-    """The samples of the batch. Raises InputError for what cannot be compared."""
-    if not isinstance(model, torch.nn.Module):
-        raise _wrong("model", f"must be a torch.nn.Module, not {type(model).__name__}")
-    if not any(each.requires_grad for each in model.parameters()):
-        raise _wrong("model", "has no parameter that is trained")
-    sizes = {each.size(0) for each in _tensors(batch) if each.dim()}
-    if len(sizes) != 1:
-        what = f"first dimensions {', '.join(map(str, sorted(sizes)))}" if sizes else "no tensor with samples"
-        raise _wrong("batch", f"must hold tensors with the samples along the first dimension; it has {what}")
-    samples = sizes.pop()
-    if not isinstance(micro_batch, int) or isinstance(micro_batch, bool) or micro_batch < 1 or samples % micro_batch:
-        near = [each for each in range(1, samples) if samples % each == 0]
-        near.sort(key=lambda each: abs(each - micro_batch) if isinstance(micro_batch, (int, float)) else each)
-        raise _wrong(
-            "micro_batch", f"must divide the batch of {samples}, which {micro_batch!r} does not", *map(str, near[:2])
-        )
-    if micro_batch == samples:
-        raise _wrong("micro_batch", f"must be smaller than the batch of {samples}: there is nothing to compare")
-    return samples
-
-
-def _tensors(batch: Any) -> Iterator[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, (dict, UserDict)):
-        yield from _tensors(list(batch.values()))
-    elif isinstance(batch, (list, tuple)):
-        for each in batch:
-            yield from _tensors(each)
-
-
-def _part(value: Any, samples: int, start: int, end: int) -> Any:
-    """Some samples of a batch, in its own form. What is no tensor goes along; a list of as many texts is cut."""
-    if isinstance(value, torch.Tensor):
-        return value[start:end] if value.dim() else value
-    if isinstance(value, (dict, UserDict)):
-        made = copy.copy(value)
-        for name, each in value.items():
-            made[name] = _part(each, samples, start, end)
-        return made
-    if isinstance(value, (list, tuple)):
-        if len(value) == samples and not any(True for _ in _tensors(value)):
-            return value[start:end]
-        fields = [_part(each, samples, start, end) for each in value]
-        return type(value)(*fields) if hasattr(value, "_fields") else type(value)(fields)
-    return value
-
-
-def _loss(returned: Any) -> tuple[torch.Tensor, float | None]:
-    """The loss, and its weight where there is one."""
-    weight = None
-    if isinstance(returned, tuple) and len(returned) == 2:
-        returned, weight = returned[0], float(returned[1])
-        if not weight > 0:
-            raise _wrong("loss_of", f"returned the weight {weight:g}: it must be above 0")
-    if not isinstance(returned, torch.Tensor) or returned.numel() != 1:
-        what = (
-            f"a tensor of shape {tuple(returned.shape)}"
-            if isinstance(returned, torch.Tensor)
-            else type(returned).__name__
-        )
-        raise _wrong("loss_of", f"must return a scalar loss, or (loss_sum, weight), not {what}")
-    if not returned.requires_grad:
-        raise _wrong("loss_of", "returned a loss without a gradient: it was detached, or made under no_grad")
-    return returned, weight
+# Copies
 
 
 def _copy(model: torch.nn.Module) -> torch.nn.Module:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        raise _wrong("model", f"cannot be copied: {error}") from error
+        raise refused("model", f"cannot be copied: {error}") from error
 
 
 @contextmanager
@@ -410,9 +341,27 @@ def _untouched(model: torch.nn.Module) -> Iterator[None]:
     try:
         for each, _ in kept:
             each.grad = None
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), _without_tf32():
             yield
     finally:
         random.setstate(own)
         for each, gradient in kept:
             each.grad = gradient
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Products in full fp32, so that the tolerance may be fp32's: convolutions on a GPU are in TF32 otherwise."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    try:
+        before = [each.allow_tf32 for each in backends]
+    except RuntimeError:  # set by the newer `fp32_precision`, beside which this one is not read: left as it is
+        yield
+        return
+    try:
+        for each in backends:
+            each.allow_tf32 = False
+        yield
+    finally:
+        for each, allowed in zip(backends, before, strict=True):
+            each.allow_tf32 = allowed

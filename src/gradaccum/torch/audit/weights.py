@@ -291,6 +291,8 @@ def masks(node: Any, name: str) -> bool:
             _of_one_element(node)
         )
     flat = by.detach().reshape(-1)
+    if flat.dtype == torch.bool:
+        return True
     return bool(((flat == 0) | (flat == flat.abs().max())).all())
 
 
