@@ -17,21 +17,25 @@ import pytest
 
 from gradaccum.core.audit import NOT_SEEN, RIGHT
 from gradaccum.torch.audit import run as runner
-from gradaccum.torch.audit.records import OptimizerSeen, Pass, RankSeen, TermSeen, UpdateSeen
+from gradaccum.torch.audit.records import OptimizerSeen, Pass, RankSeen, Term, UpdateSeen
 from gradaccum.torch.audit.run import Ran, Record, environment, exit_code, latest, missing, report_of
 
 ROOT = Path(__file__).parents[3]
 
 
-def passed(samples=4, weight=1 / 8):
+def passed(serial, samples=4, weight=1 / 8):
     """A backward pass of 4 samples; two of them make a mean over 8."""
-    term = TermSeen("NllLoss", "mean", weight, 1.0, {"elements": 4.0, "counted": 4.0}, [0.5, 0.25])
-    return Pass("train.py:1", [term], 1, samples, None, [1.0] * 16, None)
+    units = {"elements": 4.0, "counted": 4.0}
+    term = Term("NllLoss", "mean", "NllLoss", weight, 1.0, units, [4 * weight, 0.25], arrived=4 * weight)
+    return Pass("train.py:1", [term], [samples], [], serial, None, [1.0] * 16, None)
 
 
 def seen(rank=0, world=1, updates=3, weight=1 / 8):
     """What a rank saw that made updates of two passes each."""
-    made = [UpdateSeen(0, number, 2, True, [passed(weight=weight), passed(weight=weight)]) for number in range(updates)]
+    made = [
+        UpdateSeen(0, number, 2, True, [passed(2 * number + index, weight=weight) for index in range(2)])
+        for number in range(updates)
+    ]
     return RankSeen(rank=rank, world=world, optimizers=[OptimizerSeen("SGD", False, 10)], updates=made)
 
 
