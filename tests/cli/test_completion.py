@@ -34,6 +34,8 @@ def shell_says(shell: str, text: str) -> str:
         (["gradaccum", "plan", "--preset", "bloom-176b-"], {"bloom-176b-gbs784"}),
         (["gradaccum", "plan", "--loop", "dd"], {"ddp"}),
         (["gradaccum", "serve", "--po"], {"--port"}),
+        (["gradaccum", "audit", "--epo"], {"--epoch-end"}),
+        (["gradaccum", "audit", "--json", "pyproject"], {"pyproject.toml"}),
         (["gradaccum", "completion", ""], {"bash", "zsh", "fish"}),
     ],
 )

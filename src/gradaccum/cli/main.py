@@ -66,7 +66,9 @@ def _run(argv: list[str]) -> int:
     if first in COMMANDS:
         code: int = _module(first).run(argv[1:])
         return code
-    if first.startswith("-") and first != "--":
+    if first == "--":
+        return int(_module("audit").run(argv))
+    if first.startswith("-"):
         return int(_module("plan").run(argv))
     nearest = nearest_words(first[:40], COMMANDS) or list(COMMANDS)
     raise InputError(Problem("", f"there is no command {first[:40]!r}", nearest))
@@ -80,6 +82,8 @@ def _module(name: str):  # type: ignore[no-untyped-def]
         from gradaccum.cli import table as module  # type: ignore[no-redef]
     elif name == "fit":
         from gradaccum.cli import fit as module  # type: ignore[no-redef]
+    elif name == "audit":
+        from gradaccum.cli import audit as module  # type: ignore[no-redef]
     elif name == "serve":
         from gradaccum.cli import serve as module  # type: ignore[no-redef]
     elif name == "site":
@@ -107,7 +111,7 @@ def _with_flag(problem: Problem) -> str:
     from gradaccum.core.fields import BY_NAME
 
     flags = {**{name: spec.flag for name, spec in BY_NAME.items()}, **{name: f"--{name}" for name in OWN_FLAGS}}
-    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
+    named = re.compile(r"(?<! x )(?<!-)\b(" + "|".join(sorted(BY_NAME, key=len, reverse=True)) + r")\b(?! x )")
     message = named.sub(lambda match: flags[match.group()], problem.message)
     nearest = [named.sub(lambda match: flags[match.group()], each) for each in problem.nearest]
     head = flags.get(problem.field, problem.field)

@@ -10,6 +10,8 @@ groups          one update as all ranks saw it
 within, across  verdicts on one update, and on all together; findings has their words
 judge           from the ranks' records to a report; facts is what an update really was
 watch           the door for a loop of one's own
+run, command    the door for a script or any command: started from outside, judged from its records
+enter, session  the same inside its processes: entered at their start, ended once enough was seen
 verify          one update as one batch and as micro-batches, on copies
 causes          why the two differ
 handed_in       what verify takes

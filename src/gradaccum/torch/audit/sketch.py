@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import torch
 
 LENGTH = 16
 """Numbers in one sketch. A difference of two gradients shows unless all projections miss it."""
@@ -86,6 +86,8 @@ class Witness:
         return hook
 
     def _sketch(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        import torch  # here, since records are judged where torch is not
+
         with torch.no_grad():
             local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
             local = local.to_dense() if local.is_sparse else local
@@ -101,7 +103,9 @@ class Witness:
 def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The last parameters that are small enough, and the smallest of all where none is: the loss is nearest to them."""
     floating = [each for each in trained if each.is_floating_point() and each.numel()]
-    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(floating, key=torch.numel)[:1]
+    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(
+        floating, key=lambda each: each.numel()
+    )[:1]
     taken: list[torch.Tensor] = []
     room = MOST_ELEMENTS
     for each in [*reversed(small[len(small) // 2 :]), *small[: len(small) // 2]]:

@@ -80,8 +80,8 @@ class Watcher:
         for kind in _with_own_step(LRScheduler):
             around(kind, "step", self._scheduler_step)
         self._handles = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
+            register_optimizer_step_pre_hook(_uncompiled(self._before_step)),
+            register_optimizer_step_post_hook(_uncompiled(self._after_step)),
         ]
 
     def stop(self) -> RankSeen:
@@ -93,6 +93,10 @@ class Watcher:
         self._forward_handles.clear()
         for watched in self._watched.values():
             watched.witness.deafen()
+        return self.so_far()
+
+    def so_far(self) -> RankSeen:
+        """The record as it stands, while the loop goes on."""
         self.seen.leftover = max((each.count for each in self._watched.values()), default=0)
         self._finish()
         return self.seen
@@ -371,3 +375,8 @@ def _with_own_step(kind: type[Any]) -> list[type[Any]]:
     for below in kind.__subclasses__():
         found.extend(_with_own_step(below))
     return list(dict.fromkeys(found))
+
+
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as a compiled step runs it: as it is, between two compiled parts."""
+    return torch._disable_dynamo(lambda *given: hook(*given))
