@@ -39,6 +39,8 @@ def shell_says(shell: str, text: str) -> str:
         (["gradaccum", "fit", "--check"], {"--checkpointing"}),
         (["gradaccum", "fit", "--gpu", "rtx-40"], {"rtx-4090-24gb"}),
         (["gradaccum", "fit", "--model", "llama-3.1"], {"llama-3.1-8b", "llama-3.1-70b"}),
+        (["gradaccum", "audit", "--epo"], {"--epoch-end"}),
+        (["gradaccum", "audit", "--json", "pyproject"], {"pyproject.toml"}),
         (["gradaccum", "completion", ""], {"bash", "zsh", "fish"}),
     ],
 )

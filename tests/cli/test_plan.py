@@ -118,6 +118,7 @@ def test_presets(capsys):
         ("-m 4 -m 5 -g 8 -t 500", "--micro-batch was given twice"),
         ("-m 4 --per-device-train-batch-size 5 -g 8 -t 500", "--micro-batch was given twice"),
         ("-m 4 --numgpus 8 -t 500", "there is no option --numgpus; nearest: --num-gpus"),
+        ("-m 4 -g 8 -t 500 --epochz 3", "there is no option --epochz; nearest: --epochs"),
         ("-m 4 --per-device-train-batchsize 8 -t 500", "nearest: --micro-batch"),
         ("-m", "expected one argument"),
         ("-m 4 -g 8 -t 500 stray", "'stray' belongs to no option"),

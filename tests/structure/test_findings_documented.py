@@ -1,4 +1,4 @@
-"""Every finding code that the arithmetic can give has its entry in docs/findings.md, and the other way round."""
+"""Every finding code has its entry: the arithmetic's in docs/findings.md, the audit's in docs/audit.md."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def test_there_are_findings():
 
 def test_every_code_is_documented_once():
     assert sorted(documented().elements()) == sorted(core())
+
+
+def test_every_verdict_of_the_audit_is_documented_once():
+    audit = codes_in({name: module for name, module in modules().items() if ".torch.audit." in name})
+    assert len(audit) > 15
+    entries = entries_in((ROOT / "docs" / "audit.md").read_text(encoding="utf-8"))
+    assert sorted(entries.elements()) == sorted(audit)
 
 
 def test_a_code_has_one_meaning():

@@ -12,7 +12,7 @@ PUBLIC = {
         Choice Finding Fit Gpu GradaccumError InputError Model Neighbour Plan Problem PublishedRun Request Row
         find_gpu find_model find_run fit plan published_runs table training_loop
     """.split(),
-    gradaccum.torch: "AccumulationError Accumulator Ramp ResumableBatches Update find_micro_batch".split(),
+    gradaccum.torch: "AccumulationError Accumulator Ramp ResumableBatches Update find_micro_batch verify watch".split(),
 }
 
 each_package = pytest.mark.parametrize("package", PUBLIC, ids=lambda package: package.__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradaccum.cli import fit, plan, serve, site, table
+from gradaccum.cli import audit, fit, plan, serve, site, table
 from gradaccum.cli.commands import COMMANDS
 from gradaccum.cli.options import Parser, new_parser, parse
 from gradaccum.core.fields import BY_NAME
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def parsers() -> dict[str, Parser]:
     """Every command's parser, by name."""
-    commands = {"plan": plan, "table": table, "fit": fit, "serve": serve, "site": site}
+    commands = {"plan": plan, "table": table, "fit": fit, "audit": audit, "serve": serve, "site": site}
     return {**{name: module.parser() for name, module in commands.items()}, "completion": parser()}
 
 
@@ -104,6 +104,11 @@ _gradaccum() {{
     case ${{COMP_WORDS[1]}} in
 {cases}
     esac
+    if [[ $words == -* && ${{COMP_WORDS[1]}} == audit && $COMP_CWORD -gt 1 && $current != -* ]]; then
+        compopt -o filenames 2>/dev/null
+        COMPREPLY=($(compgen -f -- "$current"))
+        return
+    fi
     if [[ $COMP_CWORD == 1 ]]; then words="{names} $words"; fi
     if [[ ${{COMP_WORDS[1]}} == completion && $COMP_CWORD == 2 ]]; then words='bash zsh fish'; fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -125,7 +130,7 @@ def _zsh(commands: dict[str, list[argparse.Action]]) -> str:
 
     cases = "\n".join(
         f"        {name or '*'}) _arguments -s "
-        + (" '1:shell:(bash zsh fish)' " if name == "completion" else "")
+        + {"completion": " '1:shell:(bash zsh fish)' ", "audit": " '*:what to run:_files' "}.get(name, "")
         + " ".join(argument(name, action) for action in options)
         + " ;;"
         for name, options in commands.items()
@@ -163,6 +168,7 @@ def _fish(commands: dict[str, list[argparse.Action]]) -> str:
     for name, what in COMMANDS.items():
         lines.append(f"complete -c gradaccum -n __fish_use_subcommand -a {name} -d '{_fish_text(what)}'")
     lines.append("complete -c gradaccum -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'")
+    lines.append("complete -c gradaccum -n '__fish_seen_subcommand_from audit' -F")
     for name, options in commands.items():
         seen = f"__fish_seen_subcommand_from {name}" if name else f"not __fish_seen_subcommand_from {names}"
         for action in options:

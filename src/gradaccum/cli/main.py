@@ -63,7 +63,9 @@ def _run(argv: list[str]) -> int:
     if first in COMMANDS:
         code: int = _module(first).run(argv[1:])
         return code
-    if first.startswith("-") and first != "--":
+    if first == "--":
+        return int(_module("audit").run(argv))
+    if first.startswith("-"):
         return int(_module("plan").run(argv))
     nearest = nearest_words(first[:40], COMMANDS) or list(COMMANDS)
     raise InputError(Problem("", f"there is no command {first[:40]!r}", nearest))
@@ -77,6 +79,8 @@ def _module(name: str):  # type: ignore[no-untyped-def]
         from gradaccum.cli import table as module  # type: ignore[no-redef]
     elif name == "fit":
         from gradaccum.cli import fit as module  # type: ignore[no-redef]
+    elif name == "audit":
+        from gradaccum.cli import audit as module  # type: ignore[no-redef]
     elif name == "serve":
         from gradaccum.cli import serve as module  # type: ignore[no-redef]
     elif name == "site":
@@ -108,7 +112,7 @@ def _with_flag(problem: Problem, argv: list[str]) -> str:
     flags = {**own, **{name: spec.flag for name, spec in BY_NAME.items()}}
     # A command's own names are rewritten in a sentence where they can be no English word.
     names = {*BY_NAME, *[name for name in own if "_" in name]}
-    named = re.compile(r"(?<! x )\b(" + "|".join(sorted(names, key=len, reverse=True)) + r")\b(?! x )")
+    named = re.compile(r"(?<! x )(?<!-)\b(" + "|".join(sorted(names, key=len, reverse=True)) + r")\b(?! x )")
     message = problem.message
     if not problem.verbatim:
         message = named.sub(lambda match: flags[match.group()], message)

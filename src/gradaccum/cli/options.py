@@ -84,7 +84,7 @@ def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     if any(argument.partition("=")[0] == "--steps" for argument in arguments):
         print("--steps is read as --updates: optimizer updates, not accumulation steps", file=sys.stderr)
     flags = [flag for action in parser._actions for flag in action.option_strings]
-    words = [each if each.partition("=")[0] in flags else _canonical(each) for each in arguments]
+    words = [each if each.partition("=")[0] in flags else canonical(each) for each in arguments]
     options, unknown = parser.parse_known_args(words)
     if not unknown:
         return options
@@ -133,7 +133,7 @@ def echo_preset(options: argparse.Namespace) -> None:
         print(f"preset: {run.name}, {run.source}", file=sys.stderr)
 
 
-def _canonical(argument: str) -> str:
+def canonical(argument: str) -> str:
     """`--per_device_train_batch_size=4` -> `--micro-batch=4`"""
     if not argument.startswith("--") or argument == "--":
         return argument

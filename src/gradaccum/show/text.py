@@ -63,7 +63,7 @@ def plan_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
         if rest:
             lines.extend(
                 style.faint(line)
-                for line in _wrap(f"and {rest} more finding{'s' if rest > 1 else ''}: --explain", width)
+                for line in wrapped(f"and {rest} more finding{'s' if rest > 1 else ''}: --explain", width)
             )
     return "\n".join(lines)
 
@@ -101,7 +101,7 @@ def explain_text(plan: Plan, width: int = 80, style: Style = PLAIN) -> str:
         for finding in plan.findings:
             lines.append("")
             lines.extend(_finding(finding, width, style))
-            lines.extend(style.faint(line) for line in _wrap(f"source: {finding.source}", width, indent=2))
+            lines.extend(style.faint(line) for line in wrapped(f"source: {finding.source}", width, indent=2))
     return "\n".join(lines)
 
 
@@ -255,21 +255,21 @@ def _neighbours(plan: Plan) -> str:
 
 def _finding(finding: Finding, width: int, style: Style) -> list[str]:
     name = f"{finding.severity} {finding.code}"
-    message, *rest = _wrap(f"{name}: {finding.message}", width)
+    message, *rest = wrapped(f"{name}: {finding.message}", width)
     marked = style.warning(name) if finding.severity == "warning" else style.strong(name)
     if message.startswith(name):
         message = marked + message[len(name) :]
-    return [message, *rest, *_wrap(finding.action, width, indent=2)]
+    return [message, *rest, *wrapped(finding.action, width, indent=2)]
 
 
 def _row(label: str, value: str, width: int, style: Style) -> list[str]:
     if width < NARROW:
-        return [style.faint(line) for line in _wrap(label, width)] + _wrap(value, width, indent=2)
-    first, *rest = _wrap(value, width, indent=LABELS + 2)
+        return [style.faint(line) for line in wrapped(label, width)] + wrapped(value, width, indent=2)
+    first, *rest = wrapped(value, width, indent=LABELS + 2)
     return [style.faint(_left(label, LABELS)) + "  " + first[LABELS + 2 :], *rest]
 
 
-def _wrap(text: str, width: int, indent: int = 0) -> list[str]:
+def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
     """`text` in lines of at most `width`, each behind `indent` spaces; a word longer than that stays whole.
 
     Where three spaces stand between parts, a line rather ends there.

@@ -4,6 +4,7 @@ trace         what a training step allocates, in order, without a GPU and withou
 probe         which micro-batch fits and is fastest, tried on this machine
 fit           the largest micro-batch of a step of one's own, by its traces
 accumulate    gradient accumulation in a loop of one's own
+audit         whether a loop of any framework does what the big batch would
 build         a person's own step, by the name of its function
 
 Public names are fetched when they are first used.
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from gradaccum.torch.accumulate import Ramp as Ramp
     from gradaccum.torch.accumulate import ResumableBatches as ResumableBatches
     from gradaccum.torch.accumulate import Update as Update
+    from gradaccum.torch.audit.verify import verify as verify
+    from gradaccum.torch.audit.watch import watch as watch
     from gradaccum.torch.probe import find_micro_batch as find_micro_batch
 
 _HOME = {
@@ -27,6 +30,8 @@ _HOME = {
     "ResumableBatches": "accumulate",
     "Update": "accumulate",
     "find_micro_batch": "probe",
+    "verify": "audit.verify",
+    "watch": "audit.watch",
 }
 """Where each public name lives."""
 

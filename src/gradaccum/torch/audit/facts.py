@@ -1,0 +1,65 @@
+"""What an update really was: counted, not judged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradaccum.torch.audit.groups import Group
+    from gradaccum.torch.audit.records import RankSeen
+
+
+def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, object]:
+    """The JSON contract's facts. Unknown is None."""
+    first = ranks[0]
+    counts = [update.micro_batches for update in first.updates if not update.skipped]
+    batches = [batch for group in groups if (batch := group.effective_batch) is not None]
+    tokens = [_tokens(group) for group in groups]
+    reductions = [sum(group.arrivals.reduced) + group.arrivals.reduced_after for group in groups]
+    clips = [_clipping(group) for group in groups]
+    schedulers = [
+        update.afterwards
+        + sum(event.name == "scheduler" for event in update.events)
+        + sum(event.name == "scheduler" for each in update.passes[1:] for event in each.events)
+        for update in first.updates
+    ]
+    return {
+        "framework": first.framework,
+        "ranks": len(ranks),
+        "wrapped": first.wrapped,
+        "optimizers": [first.optimizers[index].name for index in sorted({each.optimizer for each in first.updates})],
+        "updates": len(counts),
+        "audited_updates": len(groups),
+        "micro_batches_per_update": _spread(counts),
+        "effective_batch": _spread(batches),
+        "target_batch": first.target_batch,
+        "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
+        "reductions_per_update": _spread(reductions) if len(ranks) > 1 else 0,
+        "reduction_bytes": first.reduction_bytes if len(ranks) > 1 else 0,
+        "scheduler_steps_per_update": _spread(schedulers),
+        "clipping": next((each for each in clips if each != "none"), "none"),
+        "gradient_dtypes": sorted({dtype for each in first.optimizers for dtype in each.gradient_dtypes}),
+        "last_group": counts[-1] if counts else None,
+        "skipped_updates": sum(update.skipped for update in first.updates),
+        "micro_batches_without_update": first.leftover,
+    }
+
+
+def _spread(values: Sequence[int]) -> int | list[int] | None:
+    """One number where all are equal, else all that occurred."""
+    found = sorted(set(values))
+    return None if not found else found[0] if len(found) == 1 else found
+
+
+def _tokens(group: Group) -> float | None:
+    """What the first loss term counts, over all ranks."""
+    main = group.main
+    return None if main is None else sum(each.units("counted") or 0.0 for each in main.weighty)
+
+
+def _clipping(group: Group) -> str:
+    inside = any(e.name.startswith("clip") for u in group.updates for p in u.passes[1:] for e in p.events)
+    boundary = any(event.name.startswith("clip") for update in group.updates for event in update.events)
+    return "inside the group" if inside else "at the boundary" if boundary else "none"

@@ -1,0 +1,233 @@
+"""The audited updates: what every rank saw of one, matched, with what became of its gradients and its loss terms."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gradaccum.torch.audit.arrivals import LEAK, arrivals
+from gradaccum.torch.audit.normalisation import TOLERANCE, Family, families, items_of, near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gradaccum.torch.audit.arrivals import Arrivals
+    from gradaccum.torch.audit.records import Event, Pass, RankSeen, Term, UpdateSeen
+
+
+MOST_FAMILIES = 3
+"""Loss terms whose sums are looked at together."""
+
+
+@dataclass
+class Group:
+    """One audited update of one optimizer, as all ranks saw it, and what became of its gradients.
+
+    clipped: the factor of clipping at the boundary. used_at: of a (rank, serial of a pass), the number of passes up
+    to the step of another optimizer that used it. considered: the passes that were meant for this update; dropped:
+    those before them that were thrown away.
+    """
+
+    optimizer: int
+    number: int
+    updates: list[UpdateSeen]
+    arrivals: Arrivals
+    families: list[Family]
+    unknown: list[str]
+    clipped: float
+    tolerance: float
+    used_at: dict[tuple[int, int], int]
+    considered: set[tuple[int, int]]
+    dropped: int = 0
+    target_batch: int | None = None
+    nominal_steps: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Micro-batches of the rank that has most."""
+        return max(sum(one == rank for one, _ in self.passes) for rank in range(len(self.updates)))
+
+    @property
+    def passes(self) -> list[tuple[int, int]]:
+        """Every (rank, pass) that was meant for it."""
+        return sorted(self.considered)
+
+    def seen(self, key: tuple[int, int]) -> Pass:
+        """What was seen of a (rank, pass)."""
+        return self.updates[key[0]].passes[key[1]]
+
+    def inside(self, *names: str) -> int:
+        """Events of those names between the first and the last pass."""
+        return sum(e.name in names for update in self.updates for each in update.passes[1:] for e in each.events)
+
+    def sums_to(self, value: float, family: Family | None = None) -> bool:
+        """Whether the weights of a family sum to that value, or those of all together, by any of their units."""
+        if family is not None and family.unit_of(value) is not None:
+            return True
+        totals = [each.likely_totals for each in self.families if each.weighty]
+        if not 2 <= len(totals) <= MOST_FAMILIES:
+            return False
+        return any(near(sum(choice), value, self.tolerance) for choice in itertools.product(*totals))
+
+    @property
+    def skipped_calls(self) -> int:
+        """Calls of the model, over all ranks, whose loss never went backward."""
+        passes = [each for key in self.passes if (each := self.seen(key)).terms]
+        return sum(max(0, len(each.calls) + len(each.unlearnt) - each.losses) for each in passes)
+
+    def reach(self, key: tuple[int, int]) -> float:
+        """The largest factor with which a (rank, pass) reached any rank's step."""
+        return self.arrivals.reach(key)
+
+    @property
+    def main(self) -> Family | None:
+        """The first loss term that weighs anything."""
+        return next((each for each in self.families if each.weighty), None)
+
+    @property
+    def effective_batch(self) -> int | None:
+        """Samples of the update over all ranks; None where they were not seen.
+
+        A pass whose model call was not seen has as many as its loss has rows, by the rows of a sample in other passes.
+        """
+        passes = [self.seen(key) for key in self.passes]
+        known = [(each.samples, rows) for each in passes if each.samples and (rows := _rows(each))]
+        if not known:
+            return None
+        rows_each = known[0][1] / known[0][0]
+        total = 0.0
+        for each in passes:
+            samples, rows = each.samples, _rows(each)
+            if samples is None and (rows is None or rows % rows_each):
+                return None
+            of_rows = (rows or 0.0) / rows_each
+            total += of_rows if samples is None else samples
+        # A loss for each pair of samples, as preferences have it, counts pairs.
+        return int(total / 2) if rows_each == 0.5 else int(total)
+
+
+def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
+    """The audited updates, matched over ranks by optimizer and number."""
+    by_key: dict[tuple[int, int], list[UpdateSeen]] = defaultdict(list)
+    for rank in ranks:
+        for update in rank.updates:
+            if update.audited and not update.skipped:
+                by_key[update.optimizer, update.number].append(update)
+    consumed = _consumed(ranks)
+    for (optimizer, number), updates in by_key.items():
+        if len(updates) != len(ranks):
+            continue  # a rank that was not reached has no part in it
+        described = ranks[0].optimizers[optimizer]
+        low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
+        arrived = arrivals(updates, described.sharded, low)
+        clipped = _clipped(updates[0].events)
+        dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
+        tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
+        common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
+        foreign = _foreign(arrived, updates, consumed, optimizer)
+        own = [key for key in _keys(updates) if key not in foreign]
+        dropped = _thrown_away(arrived, own)
+        made, unknown = _families(updates, own, common, tolerance)
+        if dropped:
+            fewer, less = _families(updates, [key for key in own if key not in dropped], common, tolerance)
+            if fewer and all(each.fine for each in fewer) and max(each.micro_batches() for each in fewer) > 1:
+                made, unknown, own = fewer, less, [key for key in own if key not in dropped]
+            else:
+                dropped = set()
+        used_at = {
+            (rank, each.serial): other.at
+            for rank, one in enumerate(ranks)
+            for other in one.updates
+            if other.optimizer != optimizer and not other.skipped
+            for each in other.passes
+        }
+        yield Group(
+            optimizer,
+            number,
+            updates,
+            arrived,
+            made,
+            sorted({each.leaf for each in unknown}),
+            clipped,
+            tolerance,
+            used_at,
+            set(own),
+            len(dropped),
+            ranks[0].target_batch,
+            ranks[0].nominal_steps,
+        )
+
+
+def _consumed(ranks: Sequence[RankSeen]) -> dict[tuple[str, int], set[int]]:
+    """Optimizers that used the passes of a line of the loop: a pass may be there for another one."""
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for rank in ranks:
+        for update in rank.updates:
+            for each in update.passes:
+                found[each.site, 0].add(update.optimizer)
+    return found
+
+
+def _foreign(
+    arrived: Arrivals, updates: Sequence[UpdateSeen], consumed: dict[tuple[str, int], set[int]], optimizer: int
+) -> set[tuple[int, int]]:
+    """Passes that were made for another optimizer: all at their line were cleared before this one's step."""
+    lost = {key for key in arrived.share[0] if key[1] != LEAK and arrived.reach(key) == 0.0} if arrived.share else set()
+    sites: dict[str, list[bool]] = defaultdict(list)
+    for rank, update in enumerate(updates):
+        for index, each in enumerate(update.passes):
+            sites[each.site].append((rank, index) in lost)
+    elsewhere = {site for site, gone in sites.items() if all(gone) and consumed[site, 0] - {optimizer}}
+    return {
+        (rank, index)
+        for rank, update in enumerate(updates)
+        for index, each in enumerate(update.passes)
+        if each.site in elsewhere
+    }
+
+
+def _keys(updates: Sequence[UpdateSeen]) -> list[tuple[int, int]]:
+    return [(rank, index) for rank, update in enumerate(updates) for index in range(len(update.passes))]
+
+
+def _thrown_away(arrived: Arrivals, own: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+    """The first passes of each rank, where they were cleared and all after them arrived: a group that was dropped."""
+    if not arrived.seen:
+        return set()
+    lost = {key for key in own if arrived.reach(key) == 0.0}
+    first = {
+        rank: min((index for one, index in own if one == rank and (one, index) not in lost), default=0)
+        for rank, _ in own
+    }
+    return lost if all(index < first.get(rank, 0) for rank, index in lost) else set()
+
+
+def _families(
+    updates: Sequence[UpdateSeen], keys: Sequence[tuple[int, int]], common: float, tolerance: float
+) -> tuple[list[Family], list[Term]]:
+    """The loss terms of those passes, and the terms of which no weight is known."""
+    passes = [(rank, index, updates[rank].passes[index]) for rank, index in keys]
+    items, unknown = items_of(passes, common)
+    return families(items, tolerance) if items else [], unknown
+
+
+def _common(arrived: Arrivals, clipped: float) -> float:
+    """The factor with which passes reach the step, clipping apart: that of the pass that came through best."""
+    values = [abs(value) for share in arrived.share for key, value in share.items() if key[1] != LEAK]
+    return (max(values) if values and arrived.seen else 1.0) / (clipped or 1.0)
+
+
+def _clipped(events: Sequence[Event]) -> float:
+    """By what clipping multiplied the gradients, after the last pass."""
+    total = 1.0
+    for each in events:
+        if each.name == "clip" and len(each.values) == 2:
+            total *= min(1.0, each.values[1] / (each.values[0] + 1e-6))
+    return total
+
+
+def _rows(each: Pass) -> float | None:
+    """The rows of its first loss term."""
+    return next((term.units["rows"] for term in each.terms if "rows" in term.units), None)

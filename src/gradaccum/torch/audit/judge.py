@@ -1,0 +1,106 @@
+"""From what the ranks saw to a report: a verdict, findings, facts, and the weight of every micro-batch."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from gradaccum.core.audit import (
+    ERROR,
+    FAULT,
+    NOT_SEEN,
+    RIGHT,
+    AuditedMicroBatch,
+    AuditedUpdate,
+    AuditReport,
+)
+from gradaccum.torch.audit.across import over_updates
+from gradaccum.torch.audit.facts import facts_of
+from gradaccum.torch.audit.findings import Found, finding
+from gradaccum.torch.audit.groups import groups_of
+from gradaccum.torch.audit.within import of_update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gradaccum.torch.audit.groups import Group
+    from gradaccum.torch.audit.normalisation import Item
+    from gradaccum.torch.audit.records import RankSeen
+
+
+def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditReport:
+    """The report on what all ranks saw, in the order of their ranks."""
+    groups = list(groups_of(ranks))
+    found = _merged(each for group in groups for each in of_update(group, groups))
+    found += over_updates(ranks, groups, found)
+    framework = ranks[0].framework
+    findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
+    judged = bool(groups) and all(group.families for group in groups)
+    faults = any(each.severity == ERROR for each in findings)
+    return AuditReport(
+        verdict=FAULT if faults else RIGHT if judged else NOT_SEEN,
+        findings=findings,
+        facts=facts_of(ranks, groups),
+        updates=tuple(_audited(group, ranks) for group in groups),
+        not_seen=tuple(_not_seen(ranks, groups)),
+        script_exit=script_exit,
+        tolerance=max((group.tolerance for group in groups), default=0.0),
+    )
+
+
+def _merged(found: Iterator[Found]) -> list[Found]:
+    """One finding for each code and term, with the updates in which it was seen."""
+    merged: dict[tuple[str, object], Found] = {}
+    for each in found:
+        key = (each.code, each.evidence.get("term"))
+        number = each.evidence.get("update")
+        if key not in merged:
+            merged[key] = Found(each.code, {**each.evidence, "updates": []})
+            merged[key].evidence.pop("update", None)
+        numbers = merged[key].evidence["updates"]
+        assert isinstance(numbers, list)
+        if number not in numbers:
+            numbers.append(number)
+    return list(merged.values())
+
+
+def _audited(group: Group, ranks: Sequence[RankSeen]) -> AuditedUpdate:
+    """The update as data: the weight of each micro-batch's units beside what it should be."""
+    main = group.main
+    made = []
+    unit = None
+    if main is not None:
+        unit = main.unit_of(1.0) or next(iter(main.totals()), "counted")
+    whole = sum(each.units(unit) or 0.0 for each in main.weighty) if main is not None and unit else 0.0
+    by_pass: dict[tuple[int, int], list[Item]] = defaultdict(list)
+    for item in main.items if main is not None else ():
+        by_pass[item.rank, item.index].append(item)
+    best = max((group.reach(key) for key in group.passes), default=0.0) or 1.0
+    for rank, index in group.passes:
+        items = by_pass.get((rank, index), [])
+        reach = group.reach((rank, index)) / best if group.arrivals.seen else 1.0
+        sums = main is not None and main.sums
+        weight = abs(items[0].weight) * reach * (1.0 if sums else whole) if items else None
+        units = sum(each.units(unit) or 0.0 for each in items) if items and unit else None
+        made.append(AuditedMicroBatch(rank, index, weight, units, group.updates[rank].passes[index].samples))
+    return AuditedUpdate(
+        number=group.number,
+        optimizer=ranks[0].optimizers[group.optimizer].name,
+        micro_batches=tuple(made),
+        effective_batch=group.effective_batch,
+        units=whole or None,
+        total=None if main is None or unit is None else main.total(unit),
+    )
+
+
+def _not_seen(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> list[str]:
+    found = [each for rank in ranks for each in rank.not_seen]
+    if not groups:
+        found.append("no optimizer step was seen")
+    for leaf in sorted({leaf for group in groups for leaf in group.unknown}):
+        found.append(f"what {leaf} weighs: it is no reduction that is known")
+    if any(not group.families for group in groups):
+        found.append("the loss of some updates")
+    if any(described.sharded for described in ranks[0].optimizers):
+        found.append("each rank's own part of a sharded gradient: the framework's mean over ranks is taken as it says")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,166 @@
+"""Gradients as sixteen numbers: random projections, which add and scale as the gradients do.
+
+Sums, factors and losses between a backward pass and the optimizer's step show in them, over ranks as well, where a copy
+of the gradients would not fit. A few small parameters of each optimizer stand witness for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import torch
+
+LENGTH = 16
+"""Numbers in one sketch. A difference of two gradients shows unless all projections miss it."""
+
+MOST_ELEMENTS = 8192
+MOST_PARAMETERS = 6
+
+Sketch = list[float]
+
+
+class Witness:
+    """Some parameters of one optimizer, and what is read of their gradients."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        trained = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+        self.parameters = chosen(trained)
+        self.sharded = any(hasattr(each, "placements") for each in self.parameters)
+        self._projections: dict[int, torch.Tensor] = {}
+        self._hooked: torch.Tensor | None = None
+        self._handles: list[Any] = []
+
+    def listen(self) -> None:
+        """Take in what the next backward passes bring to the parameters, before it is added to anything."""
+        if not self._handles and not self.sharded:
+            self._handles = [each.register_hook(self._hear(index)) for index, each in enumerate(self.parameters)]
+
+    def deafen(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def heard(self) -> torch.Tensor | None:
+        """The sketch of what came since the last call; None where nothing did."""
+        found, self._hooked = self._hooked, None
+        return found
+
+    def among(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether any of its parameters is one of them."""
+        return any(each is own for each in tensors for own in self.parameters)
+
+    def take(self, tensors: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+        """Gradients that were asked for by name, as if they had come by a backward pass."""
+        self._hooked = None
+        for each, gradient in zip(tensors, gradients, strict=True):
+            for index, own in enumerate(self.parameters):
+                if each is own and gradient is not None:
+                    part = self._sketch(index, gradient)
+                    self._hooked = part if self._hooked is None else self._hooked + part
+
+    def gradients(self) -> torch.Tensor | None:
+        """The sketch of what lies in `.grad` now; None where there is nothing."""
+        found = None
+        for index, each in enumerate(self.parameters):
+            if each.grad is not None:
+                part = self._sketch(index, each.grad)
+                found = part if found is None else found + part
+        return found
+
+    def dtypes(self) -> list[str]:
+        """The types that gradients have."""
+        return sorted(
+            {str(each.grad.dtype).removeprefix("torch.") for each in self.parameters if each.grad is not None}
+        )
+
+    def _hear(self, index: int) -> Any:
+        def hook(gradient: torch.Tensor) -> None:
+            part = self._sketch(index, gradient)
+            self._hooked = part if self._hooked is None else self._hooked + part
+
+        return hook
+
+    def _sketch(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        import torch  # here, since records are judged where torch is not
+
+        with torch.no_grad():
+            local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+            local = local.to_dense() if local.is_sparse else local
+            flat = local.detach().reshape(-1)[:MOST_ELEMENTS].double()
+            known = self._projections.get(index)
+            if known is None or known.shape[1] != flat.numel():
+                generator = torch.Generator().manual_seed(1_000_003 * (index + 1) + flat.numel())
+                known = torch.randn(LENGTH, flat.numel(), generator=generator, dtype=torch.float64).to(flat.device)
+                self._projections[index] = known
+            return known @ flat
+
+
+def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The last parameters that are small enough, and the smallest of all where none is: the loss is nearest to them."""
+    floating = [each for each in trained if each.is_floating_point() and each.numel()]
+    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(
+        floating, key=lambda each: each.numel()
+    )[:1]
+    taken: list[torch.Tensor] = []
+    room = MOST_ELEMENTS
+    for each in [*reversed(small[len(small) // 2 :]), *small[: len(small) // 2]]:
+        if len(taken) < MOST_PARAMETERS and (each.numel() <= room or not taken):
+            taken.append(each)
+            room -= each.numel()
+    return taken
+
+
+# Arithmetic of sketches, which needs no torch
+
+
+def plus(sketches: Iterable[Sketch | None]) -> Sketch | None:
+    """Their sum; None where there is none."""
+    there = [each for each in sketches if each is not None]
+    return [sum(column) for column in zip(*there, strict=True)] if there else None
+
+
+def norm(sketch: Sketch | None) -> float:
+    """The 2-norm, about that of the gradient times the root of LENGTH."""
+    return math.sqrt(sum(each * each for each in sketch)) if sketch else 0.0
+
+
+def combination(parts: Sequence[Sketch], whole: Sketch) -> tuple[list[float], float]:
+    """The factors with which the parts add up to the whole, by least squares, and what remains, as a share of it.
+
+    Fewer parts than LENGTH are needed for the answer to mean anything; parts that depend on each other have none.
+    """
+    size = len(parts)
+    rows = [
+        [sum(x * y for x, y in zip(a, b, strict=True)) for b in parts]
+        + [sum(x * y for x, y in zip(a, whole, strict=True))]
+        for a in parts
+    ]
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda row: abs(rows[row][column]))
+        if abs(rows[pivot][column]) <= 1e-9 * norm(parts[column]) ** 2:
+            return [], 1.0
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for row in range(size):
+            if row != column:
+                times = rows[row][column] / rows[column][column]
+                rows[row] = [a - times * b for a, b in zip(rows[row], rows[column], strict=True)]
+    factors = [rows[index][size] / rows[index][index] for index in range(size)]
+    made = [sum(each * part[i] for each, part in zip(factors, parts, strict=True)) for i in range(len(whole))]
+    return factors, norm([a - b for a, b in zip(made, whole, strict=True)]) / (norm(whole) or 1.0)
+
+
+def factor(before: Sketch | None, after: Sketch | None) -> tuple[float, float]:
+    """By what `before` was multiplied to be nearest to `after`, and what remains, as a share of the larger of both."""
+    size = norm(before)
+    if before is None or size == 0.0:
+        return 0.0, 0.0 if norm(after) == 0.0 else 1.0
+    if after is None:
+        return 0.0, 0.0
+    ratio = sum(a * b for a, b in zip(before, after, strict=True)) / size**2
+    rest = math.sqrt(sum((b - ratio * a) ** 2 for a, b in zip(before, after, strict=True)))
+    return ratio, rest / max(norm(after), size * 1e-30, 1e-300) if norm(after) else 0.0

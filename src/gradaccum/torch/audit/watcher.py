@@ -1,0 +1,382 @@
+"""Watch a running training loop without changing it: what each backward pass weighs, and what each step receives.
+
+The loop's own calls are followed: `backward`, `Optimizer.step`, and between them `zero_grad`, clipping, `unscale_` and
+schedulers. In an audited update hooks read a few numbers from the loss and from the gradients of a few parameters; in
+all others a backward pass is counted, and no more.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from gradaccum.torch.audit.patches import Patches
+from gradaccum.torch.audit.records import RankSeen, UpdateSeen
+from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
+from gradaccum.torch.audit.weights import Instrument
+from gradaccum.torch.audit.where import alive, framework, nominal_steps, site_of_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Watcher:
+    """Watches from `start` to `stop`; `seen` is this rank's record.
+
+    updates: how many updates of each optimizer are audited from the first on; None for all. models, optimizers: those
+    to watch; none: all that take part. on_update: called after each update with its record.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[torch.nn.Module] = (),
+        optimizers: Iterable[Optimizer] = (),
+        *,
+        updates: int | None = 3,
+        target_batch: int | None = None,
+        on_update: Callable[[UpdateSeen], None] | None = None,
+    ) -> None:
+        self.updates, self.on_update = updates, on_update
+        self.seen = RankSeen(target_batch=target_batch)
+        self._patches = Patches()
+        self._handles: list[Any] = []
+        self._watched: dict[int, Watched] = {}
+        self._only = {id(each) for each in optimizers}
+        self._models: list[weakref.ref[torch.nn.Module]] = []
+        self._forward_handles: list[Any] = []
+        # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
+        self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
+        self._serial = 0
+        self._schedulers_deep = 0
+        self._stepping: Optimizer | None = None
+        self._last_updates: list[UpdateSeen] = []
+        for model in models:
+            self._follow(model)
+        for optimizer in optimizers:
+            self._attach(optimizer)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        around = self._patches.around
+        around(torch.autograd, "backward", self._backward)
+        around(torch.autograd, "grad", self._grad)
+        around(Optimizer, "zero_grad", self._zero_grad)
+        around(torch.nn.utils.clip_grad, "_clip_grads_with_norm_", self._clip)
+        for module in (torch.nn.utils, torch.nn.utils.clip_grad):
+            around(module, "clip_grad_value_", self._clip_value)
+        around(torch.amp.grad_scaler.GradScaler, "unscale_", self._unscale)
+        around(torch.amp.grad_scaler.GradScaler, "step", self._scaler_step)
+        for kind in _with_own_step(LRScheduler):
+            around(kind, "step", self._scheduler_step)
+        self._handles = [
+            register_optimizer_step_pre_hook(_uncompiled(self._before_step)),
+            register_optimizer_step_post_hook(_uncompiled(self._after_step)),
+        ]
+
+    def stop(self) -> RankSeen:
+        """End, put everything back, and return the record with what is still open counted as leftover."""
+        self._patches.undo()
+        for handle in (*self._handles, *self._forward_handles):
+            handle.remove()
+        self._handles.clear()
+        self._forward_handles.clear()
+        for watched in self._watched.values():
+            watched.witness.deafen()
+        return self.so_far()
+
+    def so_far(self) -> RankSeen:
+        """The record as it stands, while the loop goes on."""
+        self.seen.leftover = max((each.count for each in self._watched.values()), default=0)
+        self._finish()
+        return self.seen
+
+    # What is watched
+
+    def _attach(self, optimizer: Optimizer) -> Watched | None:
+        known = self._watched.get(id(optimizer))
+        if known is None and (not self._only or id(optimizer) in self._only):
+            known = Watched(optimizer, len(self._watched))
+            self._watched[id(optimizer)] = known
+            self.seen.optimizers.append(known.described())
+            if self._audits(known):
+                known.witness.listen()
+        return known
+
+    def _audits(self, watched: Watched) -> bool:
+        return self.updates is None or watched.number < self.updates
+
+    def _follow(self, model: torch.nn.Module) -> None:
+        """Learn from a model's calls how many samples a micro-batch has."""
+        self._models.append(weakref.ref(model))
+
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module.training:
+                calls = self._calls.setdefault(id(module), ([], []))
+                calls[not torch.is_grad_enabled()].append(_samples([*args, *kwargs.values()]))
+
+        self._forward_handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _discover(self) -> None:
+        """Every optimizer that has parameters with gradients to come, and the outermost models that hold them."""
+        if self._only:
+            return
+        for each in alive(Optimizer):
+            if type(each).step is not Optimizer.step and getattr(each, "param_groups", None) and "state" in vars(each):
+                self._attach(each)
+        if not self._models:
+            modules = alive(torch.nn.Module)
+            inner = {id(child) for each in modules for child in each.children()}
+            trained = {id(p) for watched in self._watched.values() for p in watched.witness.parameters}
+            for each in modules:
+                if id(each) not in inner and any(id(p) in trained for p in each.parameters()):
+                    self._follow(each)
+                    if hasattr(each, "training_step"):  # a LightningModule is not called itself
+                        for child in each.children():
+                            self._follow(child)
+
+    # The loop's calls
+
+    def _backward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass, as checkpointing calls it
+            return original(*args, **kwargs)
+        if not self._watched:
+            self._discover()
+        auditing = [each for each in self._watched.values() if self._audits(each)]
+        instrument = Instrument() if auditing else None
+        if instrument is not None:
+            for root in _roots(args, kwargs):
+                instrument.attach(root)
+            for each in auditing:
+                each.witness.heard()
+                each.before = each.witness.gradients()
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            if instrument is not None:
+                instrument.detach()
+        for each in self._watched.values():
+            each.count += 1
+        if instrument is not None:
+            self._record(auditing, instrument, _dtype(args, kwargs), by_name=False)
+        self._calls.clear()
+        self._serial += 1
+        return result
+
+    def _grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`torch.autograd.grad` of watched parameters: a backward pass whose gradients the loop adds up by itself."""
+        inputs = args[1] if len(args) > 1 else kwargs.get("inputs", ())
+        inputs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+        if not self._watched:
+            self._discover()
+        auditing = [each for each in self._watched.values() if self._audits(each) and each.witness.among(inputs)]
+        if not auditing or torch._C._current_graph_task_id() != -1 or kwargs.get("create_graph"):
+            return original(*args, **kwargs)
+        instrument = Instrument()
+        for root in _roots(args, {"tensors": kwargs.get("outputs", ())}):
+            instrument.attach(root)
+        for each in auditing:
+            each.witness.heard()
+            each.before = each.witness.gradients()
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            instrument.detach()
+        for each in auditing:
+            each.witness.take(inputs, result)
+            each.count += 1
+        self._record(auditing, instrument, _dtype(args, {"tensors": kwargs.get("outputs", ())}), by_name=True)
+        self._calls.clear()
+        self._serial += 1
+        return result
+
+    def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
+        site, reduces = site_of_call(), self._reduces()
+        self.seen.nominal_steps = nominal_steps() or self.seen.nominal_steps
+        calls = next(iter(self._calls.values()), ([], []))
+        for each in auditing:
+            heard, after = each.witness.heard(), each.witness.gradients()
+            reached = heard is not None or each.witness.sharded
+            if reached:
+                sketches = (each.before, heard, after)
+                each.passes.append(
+                    OpenPass(site, instrument, calls, self._serial, sketches, reduces, dtype, each.events, by_name)
+                )
+                each.events = []
+            else:
+                each.count -= 1
+
+    def _reduces(self) -> bool | None:
+        """Whether the backward pass that ran brings the ranks together; None where no DDP model is known."""
+        found = None
+        for reference in self._models:
+            model = reference()
+            for each in model.modules() if model is not None else ():
+                if isinstance(each, DistributedDataParallel):
+                    self.seen.wrapped = "ddp"
+                    found = bool(found) or bool(each.require_forward_param_sync)
+                elif hasattr(each, "_get_fsdp_state"):
+                    self.seen.wrapped = "fsdp2"
+                    group = getattr(each._get_fsdp_state(), "_fsdp_param_group", None)
+                    found = bool(found) or bool(group is not None and group.reduce_grads)
+        return found
+
+    def _event(self, name: str, *values: Any) -> None:
+        for each in self._watched.values():
+            if self._audits(each):
+                each.events.append(Happened(name, values))
+
+    def _zero_grad(self, original: Callable[..., Any], optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if (watched := self._watched.get(id(optimizer))) is not None and self._audits(watched):
+            watched.events.append(Happened("zero_grad", ()))
+        return original(optimizer, *args, **kwargs)
+
+    def _clip(self, original: Callable[..., Any], parameters: Any, max_norm: Any, total_norm: Any, *rest: Any) -> Any:
+        self._event("clip", total_norm.detach() if isinstance(total_norm, torch.Tensor) else total_norm, max_norm)
+        return original(parameters, max_norm, total_norm, *rest)
+
+    def _clip_value(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._event("clip_value")
+        return original(*args, **kwargs)
+
+    def _unscale(self, original: Callable[..., Any], scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        self._event("unscale")
+        return original(scaler, *args, **kwargs)
+
+    def _scaler_step(self, original: Callable[..., Any], scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        watched = self._watched.get(id(optimizer))
+        before = watched.number if watched is not None else 0
+        result = original(scaler, optimizer, *args, **kwargs)
+        if watched is not None and watched.number == before:
+            self._close(watched, None, skipped=True)
+        return result
+
+    def _scheduler_step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._schedulers_deep == 0:
+            optimizer = getattr(scheduler, "optimizer", None)
+            watched = self._watched.get(id(getattr(optimizer, "optimizer", optimizer)))
+            if watched is not None:
+                if watched.count == 0:
+                    if watched.last is not None:
+                        watched.last.afterwards += 1
+                elif self._audits(watched):
+                    watched.events.append(Happened("scheduler", ()))
+        self._schedulers_deep += 1
+        try:
+            return original(scheduler, *args, **kwargs)
+        finally:
+            self._schedulers_deep -= 1
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read what the optimizer is about to use; behind its closure where it has one, whose backward pass it runs."""
+        watched = self._attach(optimizer)
+        if watched is None or not self._audits(watched):
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            watched.receive(optimizer)
+            return None
+
+        def followed() -> Any:
+            result = closure()
+            watched.receive(optimizer)
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": followed}
+        return (args[0], followed, *args[2:]), kwargs
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watched = self._watched.get(id(optimizer))
+        if watched is not None:
+            self._close(watched, watched.received, skipped=False)
+
+    def _close(self, watched: Watched, received: torch.Tensor | None, skipped: bool) -> None:
+        """An update is there: keep its record, and begin the next group."""
+        update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
+        update.grad_scale, update.at = watched.grad_scale, self._serial
+        watched.pending = (update, watched.passes, watched.events, received)
+        self._settle(watched)
+        self.seen.updates.append(update)
+        described = self.seen.optimizers[watched.index]
+        if not described.gradient_dtypes:
+            described.gradient_dtypes = watched.witness.dtypes()
+        watched.next(update)
+        if watched.number == 1:
+            self._look_at_models()
+        if self._audits(watched):
+            watched.witness.listen()
+        else:
+            watched.witness.deafen()
+        if self.on_update is not None:
+            self.on_update(update)
+
+    @staticmethod
+    def _settle(watched: Watched) -> None:
+        update, passes, events, received = watched.pending
+        update.passes = [each.settled() for each in passes]
+        update.events = [each.settled() for each in events]
+        update.received = None if received is None else received.tolist()
+
+    def _look_at_models(self) -> None:
+        """What stands in the modules: normalisation over the micro-batch, and the size of one reduction."""
+        models = [model for reference in self._models if (model := reference()) is not None]
+        self.seen.batchnorm = [
+            name
+            for model in models
+            for name, each in model.named_modules()
+            if isinstance(each, _BatchNorm) and each.training
+        ]
+        self.seen.reduction_bytes = sum(
+            each.numel() * each.element_size() for model in models for each in model.parameters() if each.requires_grad
+        )
+
+    def _finish(self) -> None:
+        if dist.is_available() and dist.is_initialized():
+            self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
+        self.seen.framework = framework()
+
+
+def _roots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    given = args[0] if args else kwargs.get("tensors", ())
+    tensors = [given] if isinstance(given, torch.Tensor) else list(given)
+    return [each for each in tensors if isinstance(each, torch.Tensor)]
+
+
+def _dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    roots = _roots(args, kwargs)
+    return str(roots[0].dtype).removeprefix("torch.") if roots else "float32"
+
+
+def _samples(values: list[Any]) -> int | None:
+    """The first dimension of the first tensor."""
+    for each in values:
+        if isinstance(each, torch.Tensor) and each.dim():
+            return each.size(0)
+        if isinstance(each, dict):
+            return _samples(list(each.values()))
+        if isinstance(each, (list, tuple)):
+            return _samples(list(each))
+    return None
+
+
+def _with_own_step(kind: type[Any]) -> list[type[Any]]:
+    found: list[type[Any]] = [kind] if "step" in vars(kind) else []
+    for below in kind.__subclasses__():
+        found.extend(_with_own_step(below))
+    return list(dict.fromkeys(found))
+
+
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as a compiled step runs it: as it is, between two compiled parts."""
+    return torch._disable_dynamo(lambda *given: hook(*given))

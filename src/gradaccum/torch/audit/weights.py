@@ -1,0 +1,380 @@
+"""The weight of every token: the gradient that a backward pass lets arrive at each element of its loss.
+
+From the root through scalar nodes to the reduction (a mean, a sum, a loss function that reduces by itself), and beneath
+it through masks and shapes to the loss of each element. What arrives there in the pass itself is what the element
+weighs in the update. No copy and no second pass: one hook for each node met, and a few numbers for each term.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradaccum.torch.audit.records import Term
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MEAN, SUM = 1, 2
+"""What ATen's loss nodes save as their reduction; 0 is none."""
+
+MOST_NODES = 20_000
+"""Scalar nodes of one pass that are followed, so that a loss summed over a whole epoch in Python stays affordable."""
+
+LINEAR = frozenset(
+    "Add Sub Mul Div Neg ToCopy To Clone Alias View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Permute Transpose"
+    " T Where NanToNum Stack Cat Select Unbind Index Expand _DDPSink MaskedFill".split()
+)
+"""Scalar nodes through which a gradient passes as a multiple of itself."""
+
+SHAPES = frozenset(
+    "ToCopy To Clone Alias View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Permute Transpose T Neg".split()
+)
+"""Nodes that leave each element its own gradient, up to its sign."""
+
+CHOICES = frozenset("MaskedFill Index Select Slice MaskedSelect Where".split())
+"""Nodes that hand each element its gradient, or 0."""
+
+
+class Instrument:
+    """Hooks for one backward pass: `attach(root)` before it, `detach()` after it; `settle()` gives the numbers."""
+
+    def __init__(self, most_nodes: int = MOST_NODES) -> None:
+        self._most_nodes = most_nodes
+        self._handles: list[Any] = []
+        self._arrived: dict[tuple[int, int], torch.Tensor] = {}  # the gradient of (node, output)
+        self._nodes: list[Any] = []  # held, so that an id names one node
+        self._found: list[_Found] = []
+        self.complete = True
+
+    def attach(self, root: torch.Tensor) -> None:
+        """Find the terms beneath the root and hook the nodes on the way."""
+        if root.grad_fn is None:
+            return
+        if root.numel() == 1:
+            self._scalars((root.grad_fn, root.output_nr))
+        else:
+            self._element_path(_Found("", "root", ()), (root.grad_fn, root.output_nr))
+
+    def detach(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._nodes.clear()
+
+    def settle(self) -> list[Term]:
+        """The terms as plain numbers; waits for the device."""
+        return [found.term(self._arrived) for found in self._found]
+
+    def _scalars(self, root: Edge) -> None:
+        """All reductions that scalar nodes lead to, in the order of the graph."""
+        stack: list[tuple[Edge, tuple[Key, ...]]] = [(root, ())]
+        seen: set[Key] = set()
+        while stack:
+            edge, way = stack.pop()
+            key = self._hook(edge, self._keep)
+            before = len(self._found)
+            if key in seen:
+                continue
+            seen.add(key)
+            if len(seen) > self._most_nodes:
+                self.complete = False
+                return
+            way = (*way, key)
+            name = name_of(edge[0])
+            below = [each for each in edge[0].next_functions if each[0] is not None]
+            if reduction := reduces(edge[0]):
+                self._loss(edge, name, reduction, way)
+            elif name in ("Mean", "Sum") and below:
+                self._reduction(edge, name, way, below[0])
+            elif all(is_scalar(each) for each in below) and (name in LINEAR or is_python(edge[0])):
+                stack.extend((each, way) for each in reversed(below))
+            elif name in LINEAR and len(below) == 1 and below[0][0].name().startswith(("Stack", "Cat")):
+                stack.append((below[0], way))  # one of several losses that were put into a tensor
+            elif name in ("Unbind", "Select", "Index") and below:  # one element of a tensor of losses
+                found = _Found(name, "each", way, units={"elements": 1, "counted": 1, "rows": 1})
+                self._found.append(found)
+            elif below:
+                kind = "nonlinear" if all(is_scalar(each) for each in below) else "opaque"
+                self._found.append(_Found(name, kind, way, units=saved_counts(edge[0])))
+            for found in self._found[before:]:
+                found.identity = found.identity or identity_of(edge[0])
+
+    def _loss(self, edge: Edge, name: str, reduction: int, way: tuple[Key, ...]) -> None:
+        """A loss function that reduces by itself: the gradient of one unit follows from its count."""
+        units, divisor = loss_units(edge[0])
+        found = _Found(name, "mean" if reduction == MEAN else "sum", way, units=units)
+        found.divisor = divisor if reduction == MEAN else None
+        found.in_batch = in_batch(edge[0])
+        self._found.append(found)
+
+    def _reduction(self, edge: Edge, name: str, way: tuple[Key, ...], below: Edge) -> None:
+        """A mean or a sum of elements; of scalars that were stacked, those scalars' own reductions."""
+        leaf = name_of(below[0])
+        if leaf in ("Stack", "Cat") and all(is_scalar(each) for each in below[0].next_functions if each[0] is not None):
+            key = self._hook(below, self._keep_first)
+            for each in below[0].next_functions:
+                if each[0] is not None:
+                    self._branch(each, (*way, key))
+            return
+        self._element_path(_Found(name, name.lower(), way), below)
+
+    def _branch(self, edge: Edge, way: tuple[Key, ...]) -> None:
+        before = len(self._found)
+        self._scalars(edge)
+        for found in self._found[before:]:
+            found.way = (*way, *found.way)
+
+    def _element_path(self, found: _Found, edge: Edge) -> None:
+        """Go down while each element keeps its gradient or loses it to a mask, and hook where that ends."""
+        while True:
+            node = edge[0]
+            name = name_of(node)
+            below = [each for each in node.next_functions if each[0] is not None]
+            if len(below) != 1 or not (name in SHAPES or name in CHOICES or masks(node, name)):
+                break
+            if below[0][0].name().endswith("AccumulateGrad"):
+                break
+            if found.above is None and name in ("Mul", "Div") and constant(node, name) is not None:
+                found.above = (self._hook(edge, self._measure), element_units(*edge))
+            edge = below[0]
+        found.leaf = f"{found.leaf} of {name_of(edge[0])}".removeprefix(" of ")
+        found.units = element_units(*edge)
+        found.own_weights = name_of(edge[0]) in ("Mul", "Div") and constant(edge[0], name_of(edge[0])) is not None
+        found.at = self._hook(edge, self._measure)
+        self._found.append(found)
+
+    # Hooks
+
+    def _hook(self, edge: Edge, keep: Callable[[Key], Callable[..., None]]) -> Key:
+        node, index = edge
+        key = (id(node), index)
+        self._nodes.append(node)
+        if key not in self._arrived:
+            self._arrived[key] = torch.zeros(())
+            self._handles.append(node.register_prehook(keep(key)))
+        return key
+
+    def _keep(self, key: Key) -> Callable[..., None]:
+        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
+            if (gradient := gradients[key[1]]) is not None:
+                self._arrived[key] = gradient.detach().reshape(()).double()
+
+        return hook
+
+    def _keep_first(self, key: Key) -> Callable[..., None]:
+        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
+            if (gradient := gradients[key[1]]) is not None:
+                self._arrived[key] = gradient.detach().reshape(-1)[0].double()
+
+        return hook
+
+    def _measure(self, key: Key) -> Callable[..., None]:
+        """Of many elements' gradients: how many are not 0, their mean, and the largest and smallest of them."""
+
+        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
+            if (gradient := gradients[key[1]]) is not None:
+                self._arrived[key] = measured(gradient.detach())
+
+        return hook
+
+
+Key = tuple[int, int]
+Edge = tuple[Any, int]
+
+
+@dataclass
+class _Found:
+    """A term before its numbers are there. way: the scalar nodes to it; at: where its elements' gradients arrive."""
+
+    leaf: str
+    kind: str
+    way: tuple[Key, ...]
+    at: Key | None = None
+    units: dict[str, Any] = field(default_factory=dict)
+    divisor: Any = None
+    own_weights: bool = False
+    above: tuple[Key, dict[str, Any]] | None = None
+    in_batch: Any = False
+
+    def __post_init__(self) -> None:
+        self.reduction = self.leaf
+        self.identity = 0
+
+    def term(self, arrived: dict[Key, torch.Tensor]) -> Term:
+        gradients = [float(arrived[key]) for key in self.way]
+        factors = [after / before if before else 1.0 for before, after in itertools.pairwise([1.0, *gradients])]
+        units = {name: float(count) for name, count in self.units.items()}
+        made = Term(self.leaf, self.kind, self.reduction, units=units, factors=factors, own_weights=self.own_weights)
+        made.arrived = gradients[-1] if gradients else None
+        made.in_batch, made.identity = bool(self.in_batch), self.identity
+        if self.at is not None:
+            stats = arrived[self.at]
+            count, mean, most, least = stats.tolist() if stats.numel() == 4 else (0.0, 0.0, 0.0, 0.0)
+            made.weight = mean
+            made.spread = most / least if least else 1.0
+            made.units["counted"] = count
+            if self.above is not None and (stats := arrived[self.above[0]]).numel() == 4:
+                counts = {name: float(number) for name, number in self.above[1].items()}
+                made.above = float(stats[1]), {**counts, "counted": float(stats[0])}
+        elif self.kind in ("mean", "sum"):
+            divisor = 1.0 if self.divisor is None else float(self.divisor)
+            made.weight = gradients[-1] / divisor if divisor else 0.0
+        elif gradients:
+            made.weight = gradients[-1]
+        return made
+
+
+def measured(gradient: torch.Tensor) -> torch.Tensor:
+    """Count of the elements that are not 0, their mean, the largest and the smallest magnitude. Shape (4,)."""
+    flat = gradient.reshape(-1).double()
+    size = flat.abs()
+    there = size != 0
+    count = there.sum()
+    return torch.stack(
+        (
+            count.double(),
+            flat.sum() / count.clamp(min=1),
+            size.max() if flat.numel() else size.sum(),
+            torch.where(there, size, torch.inf).min() if flat.numel() else size.sum(),
+        )
+    ).nan_to_num(posinf=0.0)
+
+
+def name_of(node: Any) -> str:
+    """The node's function, without the word Backward and its number."""
+    return re.sub(r"Backward\d*$", "", node.name()).removeprefix("torch::autograd::")
+
+
+_identities = itertools.count(1)
+
+
+def identity_of(node: Any) -> int:
+    """A number for the node, for as long as its graph lives."""
+    return int(node.metadata.setdefault("gradaccum.audit", next(_identities)))
+
+
+def is_python(node: Any) -> bool:
+    """A torch.autograd.Function's node."""
+    return hasattr(type(node), "_forward_cls")
+
+
+def is_scalar(edge: Edge) -> bool:
+    """Whether the output of that edge has one element. False where the graph does not say."""
+    node, index = edge
+    try:
+        shape = node._input_metadata[index].shape
+    except (AttributeError, IndexError, RuntimeError):
+        return False
+    return all(size == 1 for size in shape)
+
+
+def reduces(node: Any) -> int:
+    """The reduction that a loss node has saved: MEAN, SUM, or 0."""
+    try:
+        return int(getattr(node, "_saved_reduction", 0))
+    except (RuntimeError, TypeError):
+        return 0
+
+
+def masks(node: Any, name: str) -> bool:
+    """Whether it multiplies by a constant tensor of 0 and one other value, and nothing else."""
+    if name not in ("Mul", "Div"):
+        return False
+    if (by := constant(node, name)) is None:
+        return not any(isinstance(_saved(node, each), torch.Tensor) for each in ("_saved_other", "_saved_self")) or (
+            _of_one_element(node)
+        )
+    flat = by.detach().reshape(-1)
+    if flat.dtype == torch.bool:
+        return True
+    return bool(((flat == 0) | (flat == flat.abs().max())).all())
+
+
+def constant(node: Any, name: str) -> torch.Tensor | None:
+    """The tensor of several elements by which a product or quotient multiplies or divides; None where there is none, or
+    where it is part of the graph itself.
+    """
+    given = [_saved(node, "_saved_other"), None if name == "Div" else _saved(node, "_saved_self")]
+    tensors = [each for each in given if isinstance(each, torch.Tensor)]
+    return tensors[0] if len(tensors) == 1 and tensors[0].numel() > 1 else None
+
+
+def _of_one_element(node: Any) -> bool:
+    given = [_saved(node, "_saved_other"), _saved(node, "_saved_self")]
+    return any(isinstance(each, torch.Tensor) and each.numel() == 1 for each in given)
+
+
+def in_batch(node: Any) -> Any:
+    """Whether a class is asked for each row in turn, of as many as there are rows or rows of all ranks: the samples of
+    the batch are each other's classes.
+    """
+    target, (logits, index) = _saved(node, "_saved_target"), node.next_functions[0]
+    if not isinstance(target, torch.Tensor) or target.dim() != 1 or target.is_floating_point() or logits is None:
+        return False
+    rows = target.numel()
+    try:
+        classes = int(logits._input_metadata[index].shape[-1])
+    except (AttributeError, IndexError, RuntimeError):
+        return False
+    if rows < 2 or classes % rows:
+        return False
+    return (target - target[0] == torch.arange(rows, device=target.device)).all()
+
+
+def _saved(node: Any, name: str) -> Any:
+    try:
+        return getattr(node, name, None)
+    except RuntimeError:  # it was released
+        return None
+
+
+def loss_units(node: Any) -> tuple[dict[str, Any], Any]:
+    """What a loss node reduces over, and by what its mean divides."""
+    target = _saved(node, "_saved_target")
+    if not isinstance(target, torch.Tensor):
+        return {}, None
+    units: dict[str, Any] = {"elements": target.numel(), "rows": target.shape[0] if target.dim() else 1}
+    if (ignored := _saved(node, "_saved_ignore_index")) is None:
+        return {**units, "counted": target.numel()}, target.numel()
+    ignored = ignored - 2**64 if ignored >= 2**63 else ignored
+    units["counted"] = (target != ignored).sum()
+    if (total := _saved(node, "_saved_total_weight")) is not None and reduces(node) == MEAN:
+        units["weighed"] = total
+        return units, total
+    return units, units["counted"]
+
+
+def element_units(node: Any, index: int) -> dict[str, Any]:
+    """What the elements' own node says of their number."""
+    try:
+        shape = [int(size) for size in node._input_metadata[index].shape]
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        return {}
+    elements = 1
+    for size in shape:
+        elements *= size
+    units: dict[str, Any] = {"elements": elements, "rows": shape[0] if shape else 1}
+    if name_of(node) == "Mul" and (by := constant(node, "Mul")) is not None and list(by.shape) == shape:
+        units["weighed"] = by.detach().double().sum()
+    return units
+
+
+def saved_counts(node: Any) -> dict[str, Any]:
+    """Of a function that is not known: the targets that it saved, or the rows of the first tensor that it saved."""
+    try:
+        tensors = [each for each in node.saved_tensors if isinstance(each, torch.Tensor)]
+    except (AttributeError, RuntimeError):
+        return {}
+    for each in tensors:
+        if each.dtype == torch.int64 and each.numel() > 1:
+            return {"counted": (each != -100).sum(), "elements": each.numel()}
+    for each in tensors:
+        if each.is_floating_point() and each.dim() > 1:
+            return {"elements": each.shape[:-1].numel()}
+    return {}

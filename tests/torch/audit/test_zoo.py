@@ -1,0 +1,74 @@
+"""The zoo: every planted mistake is found with its cause, and no right loop is blamed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gradaccum.core.audit import ERROR
+from tests.torchrun import torchrun
+
+WORKER = Path(__file__).parent / "worker.py"
+SLOW = ("accelerate", "fabric", "lightning", "transformers", "trl")
+
+
+# What a watcher cannot know, and why. A right loop among them is "not seen"; of a wrong one the mistake is not told.
+UNDECIDED = {
+    "torch-nanogpt-iter-each": "the learning rate is set by hand, once an update, from a counter that runs too fast",
+    "torch-ppo-standardised-each": "advantages are data: how they were standardised shows in no gradient",
+    "torch-distillation-soft-term": "both coefficients are numbers of the person's, one of them divided beforehand",
+    "torch-reinforce": "each step's loss is multiplied by its return, one by one",
+    "torch-reinforce-mean": "as torch-reinforce",
+    "torch-clip-cached": "the passes hand on gradients that the loop keeps; its loss reaches no parameter",
+}
+
+
+def disagreement(loop, report):
+    """What an audit says that it should not, or does not say; None where it is as it should be."""
+    if "error" in report:
+        return report["error"]
+    said = {each["code"] for each in report["findings"]}
+    missing = loop.faults - said
+    alarms = {each["code"] for each in report["findings"] if each["severity"] == ERROR} - loop.faults - loop.notes
+    if loop.faults:
+        alarms -= {"GA115"}  # what most mistakes lead to
+    if loop.name in UNDECIDED:
+        missing = set()
+    if missing or alarms:
+        return {"missing": sorted(missing), "alarms": sorted(alarms), "said": report["findings"]}
+    if not loop.faults and report["verdict"] == "not seen" and loop.name not in UNDECIDED:
+        return {"not seen": report["not_seen"]}
+    return None
+
+
+def of_framework(framework, world):
+    from tests.torch.audit import zoo
+
+    found = [each for each in zoo.loops() if each.framework == framework and each.world == world]
+    assert found
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("framework", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_each_loop_on_one_process(framework):
+    from tests.torch.audit.worker import unknown
+
+    found = {}
+    for loop in of_framework(framework, 1):
+        found[loop.name] = disagreement(loop, unknown(loop, loop.target_batch).to_dict())
+    assert {name: what for name, what in found.items() if what} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("framework", ["ddp", "fsdp2", "accelerate", "fabric", "lightning", "transformers"])
+def test_each_loop_on_two_ranks(framework, tmp_path):
+    loops = of_framework(framework, 2)
+    torchrun(2, str(WORKER), str(tmp_path), framework)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        found = {loop.name: disagreement(loop, said[loop.name]) for loop in loops}
+        assert {name: what for name, what in found.items() if what} == {}
