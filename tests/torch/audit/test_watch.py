@@ -248,6 +248,18 @@ def test_outside_audited_updates_few_of_its_functions_run():
     assert len(entered) <= 3 * (len(loader) - STEPS), sorted(set(entered))
 
 
+def test_an_error_of_the_audit_itself_ends_the_audit_and_not_the_run(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    model, optimizer = made()
+    with watch(model, optimizer) as report:
+        monkeypatch.setattr("gradaccum.torch.audit.watcher.site_of_call", broken)
+        train(model, optimizer, batches())
+    assert report.verdict == "not seen"
+    assert any("planted" in each for each in report.not_seen)
+
+
 # What cannot be watched
 
 

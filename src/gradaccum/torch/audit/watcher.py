@@ -58,6 +58,7 @@ class Watcher:
         # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
         self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
         self._serial = 0
+        self._auditing = True
         self._schedulers_deep = 0
         self._stepping: Optimizer | None = None
         self._last_updates: list[UpdateSeen] = []
@@ -111,6 +112,7 @@ class Watcher:
             self.seen.optimizers.append(known.described())
             if self._audits(known):
                 known.witness.listen()
+                self._auditing = True
         return known
 
     def _audits(self, watched: Watched) -> bool:
@@ -121,7 +123,7 @@ class Watcher:
         self._models.append(weakref.ref(model))
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if module.training:
+            if self._auditing and module.training:
                 calls = self._calls.setdefault(id(module), ([], []))
                 calls[not torch.is_grad_enabled()].append(_samples([*args, *kwargs.values()]))
 
@@ -150,55 +152,79 @@ class Watcher:
     def _backward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch._C._current_graph_task_id() != -1:  # within a backward pass, as checkpointing calls it
             return original(*args, **kwargs)
-        if not self._watched:
-            self._discover()
-        auditing = [each for each in self._watched.values() if self._audits(each)]
-        instrument = Instrument() if auditing else None
-        if instrument is not None:
-            for root in _roots(args, kwargs):
-                instrument.attach(root)
-            for each in auditing:
-                each.witness.heard()
-                each.before = each.witness.gradients()
-        try:
-            result = original(*args, **kwargs)
-        finally:
-            if instrument is not None:
-                instrument.detach()
-        for each in self._watched.values():
-            each.count += 1
-        if instrument is not None:
-            self._record(auditing, instrument, _dtype(args, kwargs), by_name=False)
-        self._calls.clear()
-        self._serial += 1
-        return result
+        if self._watched and not self._auditing:
+            for each in self._watched.values():
+                each.count += 1
+            self._serial += 1
+            return original(*args, **kwargs)
+        roots = args[0] if args else kwargs.get("tensors", ())
+        return self._seen(lambda: original(*args, **kwargs), roots)
 
     def _grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`torch.autograd.grad` of watched parameters: a backward pass whose gradients the loop adds up by itself."""
-        inputs = args[1] if len(args) > 1 else kwargs.get("inputs", ())
-        inputs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+        inputs = _listed(args[1] if len(args) > 1 else kwargs.get("inputs", ()))
+        nested = torch._C._current_graph_task_id() != -1
+        if nested or kwargs.get("create_graph") or (self._watched and not self._auditing):
+            return original(*args, **kwargs)
+        roots = args[0] if args else kwargs.get("outputs", ())
+        return self._seen(lambda: original(*args, **kwargs), roots, inputs)
+
+    def _seen(self, run: Callable[[], Any], roots: Any, inputs: list[torch.Tensor] | None = None) -> Any:
+        """The pass, with the instrument around it. inputs: whose gradients were asked for by name."""
+        begun = self._quietly(self._begin, _listed(roots), inputs)
+        if begun is None:
+            return run()
+        instrument, auditing = begun
+        try:
+            result = run()
+        finally:
+            instrument.detach()
+        self._quietly(self._end, instrument, auditing, _listed(roots), inputs, result)
+        return result
+
+    def _begin(
+        self, roots: list[torch.Tensor], inputs: list[torch.Tensor] | None
+    ) -> tuple[Instrument, list[Watched]] | None:
         if not self._watched:
             self._discover()
-        auditing = [each for each in self._watched.values() if self._audits(each) and each.witness.among(inputs)]
-        if not auditing or torch._C._current_graph_task_id() != -1 or kwargs.get("create_graph"):
-            return original(*args, **kwargs)
+        auditing = [each for each in self._watched.values() if self._audits(each)]
+        if inputs is not None:
+            auditing = [each for each in auditing if each.witness.among(inputs)]
+        if not auditing:
+            return None
         instrument = Instrument()
-        for root in _roots(args, {"tensors": kwargs.get("outputs", ())}):
+        for root in roots:
             instrument.attach(root)
         for each in auditing:
             each.witness.heard()
             each.before = each.witness.gradients()
-        try:
-            result = original(*args, **kwargs)
-        finally:
-            instrument.detach()
-        for each in auditing:
-            each.witness.take(inputs, result)
+        return instrument, auditing
+
+    def _end(
+        self,
+        instrument: Instrument,
+        auditing: list[Watched],
+        roots: list[torch.Tensor],
+        inputs: list[torch.Tensor] | None,
+        result: Any,
+    ) -> None:
+        for each in auditing if inputs is not None else self._watched.values():
+            if inputs is not None:
+                each.witness.take(inputs, result)
             each.count += 1
-        self._record(auditing, instrument, _dtype(args, {"tensors": kwargs.get("outputs", ())}), by_name=True)
+        dtype = str(roots[0].dtype).removeprefix("torch.") if roots else "float32"
+        self._record(auditing, instrument, dtype, by_name=inputs is not None)
         self._calls.clear()
         self._serial += 1
-        return result
+
+    def _quietly(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What it returns; an error of the audit's own ends the audit, never the run."""
+        try:
+            return function(*args)
+        except Exception as error:
+            self.seen.not_seen.append(f"what came after an error of the audit itself: {type(error).__name__}: {error}")
+            self.updates, self._auditing = 0, False
+            return None
 
     def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
         site, reduces = site_of_call(), self._reduces()
@@ -279,17 +305,17 @@ class Watcher:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read what the optimizer is about to use; behind its closure where it has one, whose backward pass it runs."""
-        watched = self._attach(optimizer)
+        watched = self._quietly(self._attach, optimizer)
         if watched is None or not self._audits(watched):
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            watched.receive(optimizer)
+            self._quietly(watched.receive, optimizer)
             return None
 
         def followed() -> Any:
             result = closure()
-            watched.receive(optimizer)
+            self._quietly(watched.receive, optimizer)
             return result
 
         if "closure" in kwargs:
@@ -306,14 +332,12 @@ class Watcher:
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
         update.grad_scale, update.at = watched.grad_scale, self._serial
         watched.pending = (update, watched.passes, watched.events, received)
-        self._settle(watched)
+        self._quietly(self._settle, watched)
         self.seen.updates.append(update)
-        described = self.seen.optimizers[watched.index]
-        if not described.gradient_dtypes:
-            described.gradient_dtypes = watched.witness.dtypes()
         watched.next(update)
+        self._auditing = any(self._audits(each) for each in self._watched.values())
         if watched.number == 1:
-            self._look_at_models()
+            self._quietly(self._look_at_models)
         if self._audits(watched):
             watched.witness.listen()
         else:
@@ -321,12 +345,13 @@ class Watcher:
         if self.on_update is not None:
             self.on_update(update)
 
-    @staticmethod
-    def _settle(watched: Watched) -> None:
+    def _settle(self, watched: Watched) -> None:
         update, passes, events, received = watched.pending
         update.passes = [each.settled() for each in passes]
         update.events = [each.settled() for each in events]
         update.received = None if received is None else received.tolist()
+        described = self.seen.optimizers[watched.index]
+        described.gradient_dtypes = described.gradient_dtypes or watched.witness.dtypes()
 
     def _look_at_models(self) -> None:
         """What stands in the modules: normalisation over the micro-batch, and the size of one reduction."""
@@ -347,15 +372,10 @@ class Watcher:
         self.seen.framework = framework()
 
 
-def _roots(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    given = args[0] if args else kwargs.get("tensors", ())
+def _listed(given: Any) -> list[torch.Tensor]:
+    """One tensor or several, as a list."""
     tensors = [given] if isinstance(given, torch.Tensor) else list(given)
     return [each for each in tensors if isinstance(each, torch.Tensor)]
-
-
-def _dtype(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    roots = _roots(args, kwargs)
-    return str(roots[0].dtype).removeprefix("torch.") if roots else "float32"
 
 
 def _samples(values: list[Any]) -> int | None:
