@@ -46,10 +46,20 @@ def lost_anchors(page: Path) -> list[str]:
     return lost
 
 
-def test_every_option_and_every_other_spelling_is_on_the_page_of_the_command_line():
-    options = {flag for parser in parsers().values() for action in parser._actions for flag in action.option_strings}
+OF_ITS_OWN = {"fit": ("fit.md", "probe.md"), "audit": ("audit.md",)}
+"""Commands whose options stand on pages of their own."""
+
+
+@pytest.mark.parametrize("command", parsers())
+def test_every_option_is_on_the_page_of_its_command_or_of_the_command_line(command):
+    options = {flag for action in parsers()[command]._actions for flag in action.option_strings}
+    pages = ("command-line.md", *OF_ITS_OWN.get(command, ()))
+    assert sorted(options - set().union(*map(code_words, pages))) == []
+
+
+def test_every_other_spelling_is_on_the_page_of_the_command_line():
     aliases = {alias for field in FIELDS for alias in field.aliases}
-    assert sorted((options | aliases) - code_words("command-line.md")) == []
+    assert sorted(aliases - code_words("command-line.md")) == []
 
 
 def test_every_key_of_the_contract_is_on_the_page_of_the_json():
