@@ -38,6 +38,9 @@ OUTDONE = {"selective", "chunked"}
 MOST = 2
 """Pairs of changes that are told, of those that touch the same."""
 
+PAIRED = 6
+"""Changes that are tried in pairs, those that buy most: an answer has to come while a person types."""
+
 
 def changes(setup: Setup, memory: Memory, at: Callable[[Setup], Memory]) -> tuple[Change, ...]:
     """The changes of this setup, whose memory is given. at: the memory of another one on the same card."""
@@ -50,12 +53,19 @@ def changes(setup: Setup, memory: Memory, at: Callable[[Setup], Memory]) -> tupl
     tried = [*_tried(singles, setup, memory, at), *_first_that_fits(more, setup, memory, at)]
     alone = [change for _, change in tried if change.fits]
     if not any(change.fits and touches != MORE_GPUS for touches, change in tried):
-        strong = [each for each in singles if not OUTDONE.intersection(map(str, each[1].values()))]
-        pairs = _pairs(strong, more, setup, memory, at)
+        pairs = _pairs(_strongest(singles, tried), more, setup, memory, at)
         tried += [each for each in pairs if not any(set(one.values) <= set(each[1].values) for one in alone)]
     enough = sorted([each for each in tried if each[1].fits], key=_least_first)
     others = sorted([each for each in tried if not each[1].fits], key=lambda each: -each[1].bytes)
     return tuple([change for _, change in (*enough, *others)])
+
+
+def _strongest(singles: list[Candidate], tried: list[tuple[int, Change]]) -> list[Candidate]:
+    """Those that buy most alone, in their order, without those that another of the same field outdoes."""
+    bought = {change.values: change.bytes for _, change in tried}
+    strong = [each for each in singles if not OUTDONE.intersection(map(str, each[1].values()))]
+    most = sorted(strong, key=lambda each: -bought.get(tuple(each[1].items()), 0))[:PAIRED]
+    return [each for each in strong if each in most]
 
 
 def _tried(
@@ -94,15 +104,12 @@ def _first_that_fits(
 def _pairs(
     singles: list[Candidate], more: list[Candidate], setup: Setup, memory: Memory, at: Callable[[Setup], Memory]
 ) -> list[tuple[int, Change]]:
-    """Two changes together that make it fit, those that touch least; where none do, the two that buy most.
-
-    One that brings nothing alone may bring much with another, which takes the peak to where it counts.
-    """
+    """Two changes together that make it fit, those that touch least; where none do, the two that buy most."""
     found = []
     for place, one in enumerate(singles):
         others = [each for each in singles[place + 1 :] if not set(each[1]).intersection(one[1])]
         found += _tried([_together(one, other) for other in others], setup, memory, at)
-        if not set(one[1]).intersection(more[0][1]):
+        if place < PAIRED // 2 and not set(one[1]).intersection(more[0][1]):
             found += _first_that_fits([_together(one, other) for other in more], setup, memory, at)
     fitting: list[tuple[int, Change]] = []
     for each in sorted(found, key=_least_first):
