@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradaccum.core.audit import WARNING
 from gradaccum.torch.audit.findings import Found
 from gradaccum.torch.audit.sketch import norm, plus
 
@@ -57,9 +58,11 @@ def _schedulers(own: Sequence[Group], updates: Sequence[UpdateSeen], world: int)
     if any(inside) and steps > 1:
         return [Found("GA111", {"times": most, "of": "micro-batches", "micro_batches": steps})]
     usual = sorted(after)[len(after) // 2] if after else 0
-    if usual > 1 and usual in (steps, world, steps * world):
-        return [Found("GA111", {"times": usual, "of": "ranks" if usual == world and world > 1 else "micro-batches"})]
-    return []
+    if usual <= 1 or usual not in (steps, world, steps * world):
+        return []
+    if usual == world:  # as Accelerate does by design, for schedules that were made for one process
+        return [Found("GA111", {"times": usual, "of": "ranks"}, WARNING)]
+    return [Found("GA111", {"times": usual, "of": "micro-batches"})]
 
 
 def _low_precision(own: Sequence[Group], dtypes: Sequence[str]) -> list[Found]:

@@ -73,31 +73,53 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
         found.changes = [[1.0] for _ in updates]
         found.seen = found.seen and all(found.share)
         return found
-    for index in range(max((len(update.passes) for update in updates), default=0)):
-        there = [(rank, update.passes[index]) for rank, update in enumerate(updates) if index < len(update.passes)]
+    deferred: list[Key] = []
+    for keys in rounds(updates):
+        there = [(rank, updates[rank].passes[index]) for rank, index in keys]
+        at = dict(keys)
         for rank, each in there:
-            if index:
+            if index := at[rank]:
                 change, rest = factor(updates[rank].passes[index - 1].after, each.before)
                 change = 1.0 if updates[rank].passes[index - 1].after is None else _whole(change, within)
                 if rest > within and change:
                     found.touched.append((rank, index))
                 found.changes[rank].append(change)
                 state[rank] = _times(state[rank], change)
-        together = _together(there, updates, index, sharded, within)
+        together = _together(there, updates, sharded, within) if len(there) == world else None
         found.reduced.append(together is not None)
         for rank, each in there:
             if not sharded and together is None and (overwritten := _overwritten(each, within)) is not None:
-                found.unexplained.append((rank, index))
+                found.unexplained.append((rank, at[rank]))
                 if overwritten:
                     state[rank] = {}
+        if sharded and world > 1:  # what was reduced before stays as it is, and what was deferred comes along
+            deferred += keys
+            if together is not None:
+                state = [{**own, **dict.fromkeys(deferred, together)} for own in state]
+                deferred = []
+            continue
         for rank, _ in there:
-            state[rank] = {**state[rank], (rank, index): 1.0}
+            state[rank] = {**state[rank], (rank, at[rank]): 1.0}
         if together is not None:
             state = [_times(_sum(state), together) for _ in state]
     found.share = _received(updates, state, found, sharded, within) if found.seen else state
-    if sharded and world > 1 and not any(found.reduced):  # deferred: the framework's mean in the last pass
-        found.share = [_times(_sum(found.share), 1 / world) for _ in state]
     return found
+
+
+def rounds(updates: Sequence[UpdateSeen]) -> list[list[Key]]:
+    """Passes of the ranks that belong together: those of the same number; where ranks have unequal numbers of them,
+    those in which the wrapper reduces, and each of the others by itself.
+    """
+    counts = [len(update.passes) for update in updates]
+    if len(set(counts)) == 1:
+        return [[(rank, index) for rank in range(len(updates))] for index in range(counts[0])]
+    found: list[list[Key]] = []
+    reducing: list[list[Key]] = []
+    for rank, update in enumerate(updates):
+        mine = [(rank, index) for index, each in enumerate(update.passes) if each.reduces]
+        reducing.append(mine)
+        found += [[(rank, index)] for index, each in enumerate(update.passes) if not each.reduces]
+    return [*found, *map(list, zip(*reducing, strict=False))]
 
 
 def _received(
@@ -148,13 +170,17 @@ def _all_heard(updates: Sequence[UpdateSeen], rank: int, within: float) -> dict[
 
 
 def _together(
-    there: Sequence[tuple[int, Pass]], updates: Sequence[UpdateSeen], index: int, sharded: bool, within: float
+    there: Sequence[tuple[int, Pass]], updates: Sequence[UpdateSeen], sharded: bool, within: float
 ) -> float | None:
     """By what the ranks' sum was multiplied, where they came together in this pass; None where each kept its own."""
     if len(updates) == 1:
         return None
     if sharded:
-        return 1 / len(updates) if any(each.reduces is not False for _, each in there) else None
+        return (
+            1 / (updates[0].divide_factor or len(updates))
+            if any(each.reduces is not False for _, each in there)
+            else None
+        )
     sums = [plus((each.before, each.heard)) for _, each in there]
     alone = max(factor_rest(own, each.after) for own, (_, each) in zip(sums, there, strict=True))
     ratio, rest = factor(plus(sums), there[0][1].after)

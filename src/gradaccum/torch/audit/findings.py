@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Found:
-    """A verdict's code and the numbers that it rests on."""
+    """A verdict's code and the numbers that it rests on. severity: where it is not that of the code."""
 
     code: str
     evidence: dict[str, object]
+    severity: str = ""
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def finding(found: Found, optimizers: Sequence[OptimizerSeen], framework: str) -
         consequence += "; " + _for_optimizer(optimizers)
     return AuditFinding(
         code=found.code,
-        severity=kind.severity,
+        severity=found.severity or kind.severity,
         message=kind.message.format(**values),
         evidence=found.evidence,
         consequence=consequence,

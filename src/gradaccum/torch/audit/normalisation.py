@@ -156,6 +156,12 @@ class Family:
             found[each.rank].append(each)
         return found
 
+    def on_the_way(self, number: float) -> bool:
+        """Whether a factor of one over that number stands before each loss."""
+        return number > 1 and all(
+            any(near(abs(value) * number, 1.0, self.tolerance) for value in each.term.factors) for each in self.weighty
+        )
+
     def divisions(self, number: float) -> int:
         """How often each item's way was divided by that number, and not multiplied by it; the arrival included."""
         found = []

@@ -97,9 +97,10 @@ class Pass:
 class UpdateSeen:
     """One step of one optimizer.
 
-    number: counted from 0 for each optimizer. passes: empty where it was not audited. received: the witness's gradients
-    as the optimizer used them. events: after the last pass. afterwards: scheduler steps up to the next pass. at: passes
-    of the rank up to the step.
+    number: counted from 0 for each optimizer. passes: empty where it was not audited. received: the witness's
+    gradients as the optimizer used them. events: after the last pass. afterwards: scheduler steps up to the next
+    pass. divide_factor: by what FSDP2 was told to divide, None for the ranks. at: passes of the rank up to the
+    step.
     """
 
     optimizer: int
@@ -111,6 +112,7 @@ class UpdateSeen:
     events: list[Event] = field(default_factory=list)
     afterwards: int = 0
     grad_scale: float = 1.0
+    divide_factor: float | None = None
     at: int = 0
     skipped: bool = False
 

@@ -25,7 +25,7 @@ from gradaccum.torch.audit.patches import Patches
 from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
-from gradaccum.torch.audit.where import alive, framework, nominal_steps, site_of_call
+from gradaccum.torch.audit.where import alive, framework_of_call, nominal_steps, site_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,6 +59,7 @@ class Watcher:
         self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
         self._serial = 0
         self._auditing = True
+        self._divide_factor: float | None = None
         self._schedulers_deep = 0
         self._stepping: Optimizer | None = None
         self._last_updates: list[UpdateSeen] = []
@@ -228,7 +229,8 @@ class Watcher:
 
     def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
         site, reduces = site_of_call(), self._reduces()
-        self.seen.nominal_steps = nominal_steps() or self.seen.nominal_steps
+        self.seen.framework = framework_of_call() or self.seen.framework
+        self.seen.nominal_steps = nominal_steps(self.seen.framework) or self.seen.nominal_steps
         calls = next(iter(self._calls.values()), ([], []))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()
@@ -255,6 +257,7 @@ class Watcher:
                     self.seen.wrapped = "fsdp2"
                     group = getattr(each._get_fsdp_state(), "_fsdp_param_group", None)
                     found = bool(found) or bool(group is not None and group.reduce_grads)
+                    self._divide_factor = getattr(group, "gradient_divide_factor", None)
         return found
 
     def _event(self, name: str, *values: Any) -> None:
@@ -330,7 +333,7 @@ class Watcher:
     def _close(self, watched: Watched, received: torch.Tensor | None, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
-        update.grad_scale, update.at = watched.grad_scale, self._serial
+        update.grad_scale, update.at, update.divide_factor = watched.grad_scale, self._serial, self._divide_factor
         watched.pending = (update, watched.passes, watched.events, received)
         self._quietly(self._settle, watched)
         self.seen.updates.append(update)
@@ -369,7 +372,6 @@ class Watcher:
     def _finish(self) -> None:
         if dist.is_available() and dist.is_initialized():
             self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
-        self.seen.framework = framework()
 
 
 def _listed(given: Any) -> list[torch.Tensor]:

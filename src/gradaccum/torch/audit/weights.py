@@ -92,6 +92,8 @@ class Instrument:
                 self._loss(edge, name, reduction, way)
             elif name in ("Mean", "Sum") and below:
                 self._reduction(edge, name, way, below[0])
+            elif name == "_DDPSink" and edge[1] < len(edge[0].next_functions):  # hands each output on as it is
+                stack.append((edge[0].next_functions[edge[1]], way))
             elif all(is_scalar(each) for each in below) and (name in LINEAR or is_python(edge[0])):
                 stack.extend((each, way) for each in reversed(below))
             elif name in LINEAR and len(below) == 1 and below[0][0].name().startswith(("Stack", "Cat")):

@@ -41,33 +41,36 @@ def alive(kind: type) -> list[Any]:
     return [each for each in gc.get_objects() if issubclass(type(each), kind)]
 
 
-def framework() -> str:
-    """The trainer that is in charge, by what was imported."""
-    modules = sys.modules
-    for name, module in (
-        ("trl", "trl.trainer.base_trainer"),
-        ("transformers", "transformers.trainer"),
-        ("lightning", "lightning.pytorch.trainer.trainer"),
-        ("lightning", "pytorch_lightning.trainer.trainer"),
-        ("deepspeed", "deepspeed.runtime.engine"),
-        ("accelerate", "accelerate.accelerator"),
-        ("fabric", "lightning.fabric.fabric"),
-    ):
-        if module in modules:
-            return name
-    return "torch"
+FRAMEWORKS = {
+    "trl": "trl/",
+    "transformers": "transformers/trainer.py",
+    "lightning": "lightning/pytorch/",
+    "deepspeed": "deepspeed/",
+    "fabric": "lightning/fabric/",
+    "accelerate": "accelerate/",
+}
+"""Trainers, those first that stand upon the others, and the files in which they call."""
 
 
-def nominal_steps() -> int | None:
+def framework_of_call() -> str:
+    """The trainer in whose name backward is called; empty where it is the loop's own."""
+    files = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        files.append(frame.f_code.co_filename.replace(os.sep, "/"))
+        frame = frame.f_back
+    return next((name for name, part in FRAMEWORKS.items() if any(f"/{part}" in file for file in files)), "")
+
+
+def nominal_steps(framework: str) -> int | None:
     """The micro-batches for each update that Lightning or Accelerate was told; None where neither says."""
-    if "accelerate.state" in sys.modules and framework() == "accelerate":
+    if framework == "accelerate":
         state = sys.modules["accelerate.state"].GradientState._shared_state
         return int(state["plugin_kwargs"].get("num_steps", 1)) if "plugin_kwargs" in state else None
-    if framework() == "lightning":
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            trainer = getattr(frame.f_locals.get("self"), "trainer", None)
-            if isinstance(steps := getattr(trainer, "accumulate_grad_batches", None), int):
-                return steps
-            frame = frame.f_back
+    frame: FrameType | None = sys._getframe(1) if framework == "lightning" else None
+    while frame is not None:
+        trainer = getattr(frame.f_locals.get("self"), "trainer", None)
+        if isinstance(steps := getattr(trainer, "accumulate_grad_batches", None), int):
+            return steps
+        frame = frame.f_back
     return None

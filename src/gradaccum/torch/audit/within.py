@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gradaccum.torch.audit.groups import Group
+    from gradaccum.torch.audit.normalisation import Item
 
 CLIPPING = ("clip", "clip_value")
 LEAST = 1e-6
@@ -24,7 +25,10 @@ LEAST = 1e-6
 
 def of_update(group: Group, groups: Sequence[Group]) -> Iterator[Found]:
     """What is wrong with one update. groups: all that were audited."""
-    yield from _arriving(group)
+    arriving = list(_arriving(group))
+    yield from arriving
+    if any(each.code == "GA109" for each in arriving):
+        return  # each rank has an update of its own
     yield from _scaler(group)
     yield from _in_batch(group)
     if group.sums_to(1.0) and all(family.flat for family in group.families):
@@ -55,6 +59,8 @@ def _without(main: Family, group: Group, skipped: int) -> bool:
 def _arriving(group: Group) -> Iterator[Found]:
     """Passes that did not reach the step as the others did."""
     arrived, where = group.arrivals, {"update": group.number}
+    if not arrived.seen and all(update.received is None for update in group.updates) and group.passes:
+        yield _never(group)
     if not arrived.share or not arrived.seen:
         return
     best = max((group.reach(key) for key in group.passes), default=0.0)
@@ -68,12 +74,20 @@ def _arriving(group: Group) -> Iterator[Found]:
     rest = [key for key in group.passes if key in used and key not in lost]
     uneven = [key for key in rest if not near(group.reach(key), best, 10 * group.tolerance)]
     factors = [change for changes in arrived.changes for change in changes[:-1] if change not in (0.0, 1.0)]
+    apart = list(_ranks(group, best)) if len(group.updates) > 1 else []
+    yield from apart
     if uneven and not inside and len(factors) > 1 and near(min(factors), max(factors), group.tolerance):
         yield Found("GA118", {**where, "factor_between_micro_batches": factors[0]})
-    elif inside or arrived.touched or uneven:
+    elif inside or (not apart and (arrived.touched or uneven)):
         yield Found("GA110", {**where, "times": inside or len(set(arrived.touched)) or len(uneven)})
+
+
+def _never(group: Group) -> Found:
+    """There were backward passes, and no gradient at the step."""
+    passes = len(group.passes)
     if len(group.updates) > 1:
-        yield from _ranks(group, best)
+        return Found("GA109", {"update": group.number, "ranks": len(group.updates), "passes": passes, "all": True})
+    return Found("GA106", {"update": group.number, "lost": passes, "micro_batches": passes})
 
 
 def _only_last(group: Group, used: set[tuple[int, int]]) -> bool:
@@ -201,6 +215,8 @@ def _uneven(family: Family, group: Group, where: dict[str, object]) -> Iterator[
         steps = family.micro_batches()
         if steps > 1 and _own_share(family, 1.0 / len(group.updates)):
             yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": steps})
+    elif (unit := _own_micro_steps(family)) is not None:
+        yield Found("GA103", {**evidence, "unit": unit, "counts": _counts_by_rank(family, unit)})
     elif (unit := _own_ranks(family)) is not None:
         totals = [sum(counts) for counts in _counts_by_rank(family, unit)]
         yield Found("GA104", {**evidence, "unit": unit, "counts": totals})
@@ -217,15 +233,26 @@ def _own_share(family: Family, value: float) -> bool:
     return all(near(share, value, family.tolerance) for share in shares)
 
 
+def _own_micro_steps(family: Family) -> str | None:
+    """The unit for which each micro-step's weights over all ranks sum to the same, although its number differs."""
+    steps: dict[int, list[Item]] = {}
+    for each in family.weighty:
+        steps.setdefault(each.index, []).append(each)
+    return _own_share_of(list(steps.values()), family)
+
+
 def _own_ranks(family: Family) -> str | None:
     """The unit for which each rank's weights sum to the same, although its number differs."""
-    ranks = family.by_rank()
-    if len(ranks) < 2:
+    return _own_share_of(list(family.by_rank().values()), family)
+
+
+def _own_share_of(parts: Sequence[Sequence[Item]], family: Family) -> str | None:
+    if len(parts) < 2:
         return None
     for unit in family.totals():
-        sums = [sum(abs(each.weight) * (each.units(unit) or 0) for each in items) for items in ranks.values()]
-        counts = [sum(each.units(unit) or 0 for each in items) for items in ranks.values()]
-        if max(sums) - min(sums) <= family.tolerance * max(sums) and max(counts) > min(counts) * (1 + family.tolerance):
+        sums = [sum(abs(each.weight) * (each.units(unit) or 0) for each in items) for items in parts]
+        counts = [sum(each.units(unit) or 0 for each in items) for items in parts]
+        if equal(sums, family.tolerance) and not equal(counts, family.tolerance):
             return unit
     return None
 
@@ -247,6 +274,13 @@ def _constant(family: Family, group: Group, usual: Group, where: dict[str, objec
         if number > 1 and group.sums_to(number, family) and family.divisions(number) < 1:
             yield Found("GA101", {**where, "times": number, "of": name, "total": number})
             return
+    if (
+        world > 1
+        and group.sums_to(1 / world, family)
+        and (family.on_the_way(world) or family.on_the_way(steps * world))
+    ):
+        yield Found("GA102", {**where, "times": world, "of": "ranks", "total": family.first_total})
+        return
     for name, number in known:
         twice = family.divisions(number) + family.by_whole > 1 or group.sums_to(1 / number, family)
         if number > 1 and twice and family.divisions(number) + family.by_whole != 1:
@@ -272,7 +306,7 @@ def _short(family: Family, group: Group, usual: Group) -> dict[str, object] | No
     alike = next((each for each in usual.families if each.name == family.name and each.flat), None)
     full = {} if alike is None or usual.steps < most else alike.totals()
     for unit, total in family.totals().items():
-        told = most == group.nominal_steps and family.divisions(most) == 1
+        told = usual.steps > 1 and most == group.nominal_steps and family.divisions(most) == 1
         if near(total, full.get(unit, 1.0 if told else 0.0) * steps / most, family.tolerance):
             return {"micro_batches": steps, "divided_by": most, "total": total}
     return None
