@@ -82,6 +82,7 @@ def trial_on(card: Card, retries: int = 0, fails: bool = False) -> Trial:
         card.retries += retries
         if fails:
             raise torch.OutOfMemoryError("CUDA out of memory.")
+        module(torch.ones(1, 2)).sum().backward()
 
     return run_trial(
         lambda: as_job((module, torch.optim.SGD(module.parameters()), step)), meter_of("cuda", 10 * GIB), 4
