@@ -11,7 +11,8 @@ from gradaccum.core.audit import ERROR
 from tests.torchrun import torchrun
 
 WORKER = Path(__file__).parent / "worker.py"
-SLOW = ("accelerate", "fabric", "lightning", "transformers", "trl")
+# The same on two ranks, where the loops of DDP say most of it.
+LATE = ("fabric", "lightning", "transformers")
 
 
 # What a watcher cannot know, and why. A right loop among them is "not seen"; of a wrong one the mistake is not told.
@@ -56,8 +57,9 @@ def of_framework(framework, world):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("framework", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("framework", ["torch", "accelerate", "fabric", "lightning", "transformers", "trl"])
 def test_each_loop_on_one_process(framework):
     from tests.torch.audit.worker import unknown
 
@@ -69,7 +71,10 @@ def test_each_loop_on_one_process(framework):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("framework", ["ddp", "fsdp2", "accelerate", "fabric", "lightning", "transformers"])
+@pytest.mark.parametrize(
+    "framework",
+    ["ddp", "fsdp2", "accelerate", *(pytest.param(name, marks=pytest.mark.full) for name in LATE)],
+)
 def test_each_loop_on_two_ranks(framework, tmp_path):
     loops = of_framework(framework, 2)
     torchrun(2, str(WORKER), str(tmp_path), framework)

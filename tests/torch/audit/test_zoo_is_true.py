@@ -8,15 +8,16 @@ from tests.torch.audit.zoo import FRAMEWORKS, loops
 from tests.torch.audit.zoo.__main__ import run_on_ranks
 from tests.torch.audit.zoo.truth import compare, is_as_it_says
 
-slow = pytest.mark.slow
+full = pytest.mark.full  # what the zoo says of itself changes with the zoo alone
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "framework",
     [
         "torch",
-        *[pytest.param(name, marks=slow) for name in ("accelerate", "fabric", "lightning", "transformers", "trl")],
+        *[pytest.param(name, marks=full) for name in ("accelerate", "fabric", "lightning", "transformers", "trl")],
     ],
 )
 def test_the_big_batch_s_gradient_comes_in_right_loops_and_in_no_wrong_one(framework, capfd):
@@ -29,7 +30,7 @@ def test_the_big_batch_s_gradient_comes_in_right_loops_and_in_no_wrong_one(frame
     assert capfd.readouterr() == ("", "")  # a loop says nothing
 
 
-@slow
+@full
 @pytest.mark.timeout(300)
 def test_it_holds_on_two_ranks():
     on_ranks = [loop.name for loop in loops() if loop.world == 2]
@@ -38,7 +39,6 @@ def test_it_holds_on_two_ranks():
     assert not [line for line in lines if "NOT" in line]
 
 
-@slow
 def test_there_are_enough_of_both_and_every_wrong_loop_has_a_right_twin():
     every = loops()
     assert len({loop.name for loop in every}) == len(every)
