@@ -57,3 +57,21 @@ def test_a_run_that_reaches_too_little_fails(tmp_path: Path):
     assert "1 passed" in run.stdout
     first = next(line for line in unreached(modules(PACKAGE), lambda path: set()) if line.startswith("units.py"))
     assert first in run.stdout
+
+
+@pytest.mark.slow
+def test_what_each_worker_reached_counts(tmp_path: Path):
+    """Two tests in two processes, each of which raises one error of the same file."""
+    names = {"count": "units.read_count('?')", "bytes": "units.read_bytes('?')"}
+    for name, call in names.items():
+        (tmp_path / f"test_{name}.py").write_text(
+            "import pytest\nfrom gradaccum import units\nfrom gradaccum.errors import GradaccumError\n\n\n"
+            f"def test_it():\n    with pytest.raises(GradaccumError):\n        {call}\n"
+        )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.structure.every_raise", "-p", "no:cacheprovider"]
+    run = subprocess.run([*command, "-n2", "--dist=loadfile", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert "2 passed" in run.stdout, run.stdout + run.stderr
+    every = unreached(modules(PACKAGE), lambda path: set())
+    reached = [line for line in every if line.startswith("units.py") and line not in run.stdout]
+    assert any("_not_bytes" in line for line in reached)
+    assert any("_not_a_number" in line for line in reached)
