@@ -27,13 +27,16 @@ def passed(serial, samples=4, weight=1 / 8):
     """A backward pass of 4 samples; two of them make a mean over 8."""
     units = {"elements": 4.0, "counted": 4.0}
     term = Term("NllLoss", "mean", "NllLoss", weight, 1.0, units, [4 * weight, 0.25], arrived=4 * weight)
-    return Pass("train.py:1", [term], [samples], [], serial, None, [1.0] * 16, None)
+    before = [1.0] * 16 if serial % 2 else None
+    return Pass("train.py:1", [term], [samples], [], serial, before, [1.0] * 16, [1.0 + serial % 2] * 16)
 
 
 def seen(rank=0, world=1, updates=3, weight=1 / 8):
     """What a rank saw that made updates of two passes each."""
     made = [
-        UpdateSeen(0, number, 2, True, [passed(2 * number + index, weight=weight) for index in range(2)])
+        UpdateSeen(
+            0, number, 2, True, [passed(2 * number + index, weight=weight) for index in range(2)], received=[2.0] * 16
+        )
         for number in range(updates)
     ]
     return RankSeen(rank=rank, world=world, optimizers=[OptimizerSeen("SGD", False, 10)], updates=made)
