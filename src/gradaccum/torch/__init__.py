@@ -6,6 +6,7 @@ fit           the largest micro-batch of a step of one's own, by its traces
 accumulate    gradient accumulation in a loop of one's own
 audit         whether a loop of any framework does what the big batch would
 build         a person's own step, by the name of its function
+batchnorm     modules that normalise by their whole batch
 
 Public names are fetched when they are first used.
 """

@@ -78,6 +78,13 @@ def stopped_after(report, updates=3):
     return True
 
 
+def ended_cleanly(done):
+    """Nothing after the stop was said, and nothing of it shows."""
+    assert "never printed" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
 def test_a_script_sees_itself_and_nothing_is_left_behind(tmp_path):
     write(
         tmp_path,
@@ -217,9 +224,7 @@ def test_ranks_of_torchrun_stop_together_though_one_waits_for_another(tmp_path):
     done, report = audit(tmp_path, "--", BESIDE / "torchrun", *launch, "train.py")
     assert stopped_after(report)
     assert report["facts"]["ranks"] == 2
-    assert "never printed" not in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0
+    ended_cleanly(done)
 
 
 def test_the_last_group_of_a_cut_epoch_under_accelerate_launch(tmp_path):
@@ -313,9 +318,7 @@ def test_a_trainer_is_stopped_cleanly(tmp_path, name):
     assert report["facts"]["framework"] == name
     assert report["facts"]["micro_batches_per_update"] == 4
     assert report["facts"]["scheduler_steps_per_update"] == 1
-    assert "never printed" not in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0
+    ended_cleanly(done)
 
 
 def test_ctrl_c_gives_the_report_so_far(tmp_path):

@@ -39,7 +39,7 @@ def seen(rank=0, world=1, updates=3, weight=1 / 8):
         )
         for number in range(updates)
     ]
-    return RankSeen(rank=rank, world=world, optimizers=[OptimizerSeen("SGD", False, 10)], updates=made)
+    return RankSeen(rank=rank, world=world, optimizers=[OptimizerSeen("SGD", False)], updates=made)
 
 
 def record(rank=0, world=1, began=1.0, stopped=True, enough=True, **more):

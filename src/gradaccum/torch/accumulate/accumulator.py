@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.torch.accumulate.buffers import Buffers
 from gradaccum.torch.accumulate.checkpoint import pack, unpack
@@ -35,6 +34,7 @@ from gradaccum.torch.accumulate.split import samples_of, split
 from gradaccum.torch.accumulate.state import State
 from gradaccum.torch.accumulate.sync import Sync
 from gradaccum.torch.accumulate.wrappers import unwrapped
+from gradaccum.torch.batchnorm import names_in_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -386,15 +386,10 @@ def _check(models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Para
             "a parameter has a hook that runs when its gradient is there, as an optimizer in the backward pass does: "
             "it would step with every micro-batch; use accum_steps=1, or an optimizer that steps by itself"
         )
-    normed = [name for model in models for name, each in model.named_modules() if _sees_its_batch(each)]
-    if normed:
+    if normed := names_in_training(models):
         warnings.warn(
             f"BatchNorm in training mode ({normed[0]}{' and others' if len(normed) > 1 else ''}) normalises each "
             "micro-batch by itself, which no accumulation makes equal to the big batch: use GroupNorm or LayerNorm, "
             "or freeze its statistics with .eval()",
             stacklevel=3,
         )
-
-
-def _sees_its_batch(module: torch.nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.training

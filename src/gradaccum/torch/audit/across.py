@@ -49,15 +49,12 @@ def over_updates(ranks: Sequence[RankSeen], groups: Sequence[Group], before: Seq
 
 def _schedulers(own: Sequence[Group], updates: Sequence[UpdateSeen], world: int) -> list[Found]:
     """A scheduler counts updates: one step for each, after the last micro-batch."""
-    inside = [
-        sum(1 for each in update.passes[1:] for event in each.events if event.name == "scheduler") for update in updates
-    ]
-    after = [update.afterwards + sum(event.name == "scheduler" for event in update.events) for update in updates]
     steps = max(group.steps for group in own)
-    most = max((a + b for a, b in zip(inside, after, strict=True)), default=0)
-    if any(inside) and steps > 1:
+    if steps > 1 and any(update.inside("scheduler") for update in updates):
+        most = max(update.scheduler_steps for update in updates)
         return [Found("GA111", {"times": most, "of": "micro-batches", "micro_batches": steps})]
-    usual = sorted(after)[len(after) // 2] if after else 0
+    after = sorted(update.behind("scheduler") + update.afterwards for update in updates)
+    usual = after[len(after) // 2] if after else 0
     if usual <= 1 or usual not in (steps, world, steps * world):
         return []
     if usual == world:  # as Accelerate does by design, for schedules that were made for one process

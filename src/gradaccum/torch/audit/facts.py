@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradaccum.torch.audit.records import CLIPPING
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,12 +21,6 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
     tokens = [_tokens(group) for group in groups]
     reductions = [sum(group.arrivals.reduced) + group.arrivals.reduced_after for group in groups]
     clips = [_clipping(group) for group in groups]
-    schedulers = [
-        update.afterwards
-        + sum(event.name == "scheduler" for event in update.events)
-        + sum(event.name == "scheduler" for each in update.passes[1:] for event in each.events)
-        for update in first.updates
-    ]
     return {
         "framework": first.framework,
         "ranks": len(ranks),
@@ -38,7 +34,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
         "reductions_per_update": _spread(reductions) if len(ranks) > 1 else 0,
         "reduction_bytes": first.reduction_bytes if len(ranks) > 1 else 0,
-        "scheduler_steps_per_update": _spread(schedulers),
+        "scheduler_steps_per_update": _spread([update.scheduler_steps for update in first.updates]),
         "clipping": next((each for each in clips if each != "none"), "none"),
         "gradient_dtypes": sorted({dtype for each in first.optimizers for dtype in each.gradient_dtypes}),
         "last_group": counts[-1] if counts else None,
@@ -60,6 +56,6 @@ def _tokens(group: Group) -> float | None:
 
 
 def _clipping(group: Group) -> str:
-    inside = any(e.name.startswith("clip") for u in group.updates for p in u.passes[1:] for e in p.events)
-    boundary = any(event.name.startswith("clip") for update in group.updates for event in update.events)
-    return "inside the group" if inside else "at the boundary" if boundary else "none"
+    if group.inside(*CLIPPING):
+        return "inside the group"
+    return "at the boundary" if any(update.behind(*CLIPPING) for update in group.updates) else "none"

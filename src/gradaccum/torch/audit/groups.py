@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gradaccum.torch.audit.records import Event, Pass, RankSeen, Term, UpdateSeen
 
 
+Uses = dict[tuple[int, int], list[tuple[int, int]]]
+"""Of a (rank, serial of a pass): each optimizer that used it, and how many passes there were up to its step."""
+
 MOST_FAMILIES = 3
 """Loss terms whose sums are looked at together."""
 
@@ -25,9 +28,8 @@ MOST_FAMILIES = 3
 class Group:
     """One audited update of one optimizer, as all ranks saw it, and what became of its gradients.
 
-    clipped: the factor of clipping at the boundary. used_at: of a (rank, serial of a pass), the number of passes up
-    to the step of another optimizer that used it. considered: the passes that were meant for this update; dropped:
-    those before them that were thrown away.
+    clipped: the factor of clipping at the boundary. uses: of a (rank, serial of a pass), the optimizers that used it,
+    each with the number of passes up to its step. considered: the passes that were meant for this update.
     """
 
     optimizer: int
@@ -38,9 +40,8 @@ class Group:
     unknown: list[str]
     clipped: float
     tolerance: float
-    used_at: dict[tuple[int, int], int]
+    uses: Uses
     considered: set[tuple[int, int]]
-    dropped: int = 0
     target_batch: int | None = None
     nominal_steps: int | None = None
 
@@ -60,7 +61,7 @@ class Group:
 
     def inside(self, *names: str) -> int:
         """Events of those names between the first and the last pass."""
-        return sum(e.name in names for update in self.updates for each in update.passes[1:] for e in each.events)
+        return sum(update.inside(*names) for update in self.updates)
 
     def sums_to(self, value: float, family: Family | None = None) -> bool:
         """Whether the weights of a family sum to that value, or those of all together, by any of their units."""
@@ -76,6 +77,10 @@ class Group:
         """Calls of the model, over all ranks, whose loss never went backward."""
         passes = [each for key in self.passes if (each := self.seen(key)).terms]
         return sum(max(0, len(each.calls) + len(each.unlearnt) - each.losses) for each in passes)
+
+    def used_elsewhere(self, rank: int, seen: Pass) -> int | None:
+        """The passes of the rank up to the last step of another optimizer that used this one; None where none did."""
+        return max((at for one, at in self.uses[rank, seen.serial] if one != self.optimizer), default=None)
 
     def reach(self, key: tuple[int, int]) -> float:
         """The largest factor with which a (rank, pass) reached any rank's step."""
@@ -115,7 +120,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         for update in rank.updates:
             if update.audited and not update.skipped:
                 by_key[update.optimizer, update.number].append(update)
-    consumed = _consumed(ranks)
+    uses, consumed = _uses(ranks), _consumed(ranks)
     for (optimizer, number), updates in by_key.items():
         if len(updates) != len(ranks):
             continue  # a rank that was not reached has no part in it
@@ -128,21 +133,12 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
         foreign = _foreign(arrived, updates, consumed, optimizer)
         own = [key for key in _keys(updates) if key not in foreign]
-        dropped = _thrown_away(arrived, own)
         made, unknown = _families(updates, own, common, tolerance)
-        if dropped:
-            fewer, less = _families(updates, [key for key in own if key not in dropped], common, tolerance)
+        if dropped := _thrown_away(arrived, own):
+            kept = [key for key in own if key not in dropped]
+            fewer, less = _families(updates, kept, common, tolerance)
             if fewer and all(each.fine for each in fewer) and max(each.micro_batches() for each in fewer) > 1:
-                made, unknown, own = fewer, less, [key for key in own if key not in dropped]
-            else:
-                dropped = set()
-        used_at = {
-            (rank, each.serial): other.at
-            for rank, one in enumerate(ranks)
-            for other in one.updates
-            if other.optimizer != optimizer and not other.skipped
-            for each in other.passes
-        }
+                made, unknown, own = fewer, less, kept
         yield Group(
             optimizer,
             number,
@@ -152,26 +148,46 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             sorted({each.leaf for each in unknown}),
             clipped,
             tolerance,
-            used_at,
+            uses,
             set(own),
-            len(dropped),
             ranks[0].target_batch,
             ranks[0].nominal_steps,
         )
 
 
-def _consumed(ranks: Sequence[RankSeen]) -> dict[tuple[str, int], set[int]]:
+def usual_of(groups: Sequence[Group]) -> dict[int, Group]:
+    """For each optimizer the update with as many micro-batches as most of its have, which others are held against."""
+    found: dict[int, Group] = {}
+    for optimizer in {each.optimizer for each in groups}:
+        own = [each for each in groups if each.optimizer == optimizer]
+        counts = Counter(each.steps for each in own)
+        found[optimizer] = max(
+            own, key=lambda each: (counts[each.steps], each.main is not None and each.main.fine, each.steps)
+        )
+    return found
+
+
+def _uses(ranks: Sequence[RankSeen]) -> Uses:
+    found: Uses = defaultdict(list)
+    for rank, one in enumerate(ranks):
+        for update in one.updates:
+            for each in () if update.skipped else update.passes:
+                found[rank, each.serial].append((update.optimizer, update.at))
+    return found
+
+
+def _consumed(ranks: Sequence[RankSeen]) -> dict[str, set[int]]:
     """Optimizers that used the passes of a line of the loop: a pass may be there for another one."""
-    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    found: dict[str, set[int]] = defaultdict(set)
     for rank in ranks:
         for update in rank.updates:
             for each in update.passes:
-                found[each.site, 0].add(update.optimizer)
+                found[each.site].add(update.optimizer)
     return found
 
 
 def _foreign(
-    arrived: Arrivals, updates: Sequence[UpdateSeen], consumed: dict[tuple[str, int], set[int]], optimizer: int
+    arrived: Arrivals, updates: Sequence[UpdateSeen], consumed: dict[str, set[int]], optimizer: int
 ) -> set[tuple[int, int]]:
     """Passes that were made for another optimizer: all at their line were cleared before this one's step."""
     lost = {key for key in arrived.share[0] if key[1] != LEAK and arrived.reach(key) == 0.0} if arrived.share else set()
@@ -179,7 +195,7 @@ def _foreign(
     for rank, update in enumerate(updates):
         for index, each in enumerate(update.passes):
             sites[each.site].append((rank, index) in lost)
-    elsewhere = {site for site, gone in sites.items() if all(gone) and consumed[site, 0] - {optimizer}}
+    elsewhere = {site for site, gone in sites.items() if all(gone) and consumed[site] - {optimizer}}
     return {
         (rank, index)
         for rank, update in enumerate(updates)
@@ -197,10 +213,10 @@ def _thrown_away(arrived: Arrivals, own: Sequence[tuple[int, int]]) -> set[tuple
     if not arrived.seen:
         return set()
     lost = {key for key in own if arrived.reach(key) == 0.0}
-    first = {
-        rank: min((index for one, index in own if one == rank and (one, index) not in lost), default=0)
-        for rank, _ in own
-    }
+    first: dict[int, int] = {}
+    for rank, index in own:
+        if (rank, index) not in lost:
+            first.setdefault(rank, index)
     return lost if all(index < first.get(rank, 0) for rank, index in lost) else set()
 
 

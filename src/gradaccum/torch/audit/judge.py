@@ -17,7 +17,7 @@ from gradaccum.core.audit import (
 from gradaccum.torch.audit.across import over_updates
 from gradaccum.torch.audit.facts import facts_of
 from gradaccum.torch.audit.findings import Found, finding
-from gradaccum.torch.audit.groups import groups_of
+from gradaccum.torch.audit.groups import groups_of, usual_of
 from gradaccum.torch.audit.within import of_update
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditReport:
     """The report on what all ranks saw, in the order of their ranks."""
     groups = list(groups_of(ranks))
-    found = _merged(each for group in groups for each in of_update(group, groups))
+    usual = usual_of(groups)
+    found = _merged(each for group in groups for each in of_update(group, usual[group.optimizer]))
     found += over_updates(ranks, groups, found)
     framework = ranks[0].framework
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)

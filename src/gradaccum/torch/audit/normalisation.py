@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Family:
     items: tuple[Item, ...]
     tolerance: float
 
-    @property
+    @cached_property
     def weighty(self) -> list[Item]:
         """The items that weigh something."""
         return [each for each in self.items if not each.empty]
@@ -186,15 +187,15 @@ def items_of(passes: Iterable[tuple[int, int, Pass]], arrival: float) -> tuple[l
     """The terms that were seen as weights, and those of which nothing is known. arrival: the factor to the step."""
     found: list[Item] = []
     unknown: list[Term] = []
+    known: dict[tuple[int, int], int] = {}  # of a rank's term, its place among those found
     for rank, index, each in passes:
         positions: dict[str, int] = defaultdict(int)
         for term in each.terms:
             if not weighs(term):
                 unknown.append(term)
                 continue
-            known = [n for n, one in enumerate(found) if (one.rank, one.term.identity) == (rank, term.identity)]
-            if term.identity and known:  # a graph that was kept, and gone through another time
-                again = known[0]
+            again = known.setdefault((rank, term.identity), len(found)) if term.identity else len(found)
+            if again < len(found):  # a graph that was kept, and gone through another time
                 both = (found[again].term.weight or 0.0) + (term.weight or 0.0)
                 found[again] = replace(found[again], term=replace(found[again].term, weight=both))
                 continue
@@ -228,11 +229,10 @@ def _meant(tried: list[list[Family]]) -> list[Family]:
 
 def _groupings(items: Sequence[Item]) -> list[Callable[[Item], tuple[object, ...]]]:
     """Keys of the groupings that make sense, the coarsest first."""
-    several = any(each.position for each in items) and not all(
-        len(each.of.calls) == 1 + max(one.position for one in items if one.of is each.of)
-        for each in items
-        if each.position
-    )
+    most: dict[tuple[int, int], Item] = {}  # of each pass, the item at the last position
+    for each in items:
+        most[each.rank, each.index] = max(each, most.get((each.rank, each.index), each), key=lambda one: one.position)
+    several = any(each.position and len(each.of.calls) != 1 + each.position for each in most.values())
     synced: dict[str, set[bool | None]] = defaultdict(set)
     for each in items:
         synced[each.of.site].add(each.of.reduces)

@@ -43,10 +43,14 @@ class Term:
         return replace(self, weight=self.above[0], units=self.above[1], above=None)
 
 
+CLIPPING = ("clip", "clip_value")
+"""Events that clip."""
+
+
 @dataclass
 class Event:
     """Something between backward passes: clip (values: the norm, the threshold), clip_value, unscale, zero_grad,
-    scheduler, skipped (the scaler made no step).
+    scheduler.
     """
 
     name: str
@@ -116,6 +120,19 @@ class UpdateSeen:
     at: int = 0
     skipped: bool = False
 
+    def inside(self, *names: str) -> int:
+        """How many events of those names were between the first and the last pass."""
+        return sum(event.name in names for each in self.passes[1:] for event in each.events)
+
+    def behind(self, *names: str) -> int:
+        """How many were between the last pass and the step."""
+        return sum(event.name in names for event in self.events)
+
+    @property
+    def scheduler_steps(self) -> int:
+        """All of this update."""
+        return self.inside("scheduler") + self.behind("scheduler") + self.afterwards
+
 
 @dataclass
 class OptimizerSeen:
@@ -123,9 +140,7 @@ class OptimizerSeen:
 
     name: str
     scale_free: bool
-    parameters: int
     gradient_dtypes: list[str] = field(default_factory=list)
-    gradient_bytes: int = 0
     sharded: bool = False
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradaccum.core.audit import FAULT, NOT_SEEN, RIGHT
 from gradaccum.torch.audit.causes import Joined, cause
 from gradaccum.torch.audit.handed_in import loss_and_weight, part_of, refused, samples_of
 from gradaccum.torch.audit.weights import Instrument
+from gradaccum.torch.batchnorm import is_batchnorm, names_in_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -169,9 +169,7 @@ class _Comparison:
             return self._verification(NOT_SEEN, (), joined)
         if joined.error <= joined.tolerance:
             return self._verification(RIGHT, (), joined)
-        normalised = [
-            name for name, each in self.model.named_modules() if isinstance(each, _BatchNorm) and each.training
-        ]
+        normalised = names_in_training([self.model])
         frozen = None
         if normalised:
             way.batchnorm = False
@@ -222,10 +220,10 @@ class _Comparison:
         model = _copy(self.model)
         if not way.dropout:
             for (_, own), (_, original) in zip(model.named_modules(), self.model.named_modules(), strict=True):
-                own.training = original.training and isinstance(own, _BatchNorm)
+                own.training = original.training and is_batchnorm(own)
         if not way.batchnorm:
             for each in model.modules():
-                if isinstance(each, _BatchNorm):
+                if is_batchnorm(each):
                     each.eval()
         torch.manual_seed(way.seed)
         random.seed(way.seed)

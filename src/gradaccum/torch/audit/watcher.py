@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import (
@@ -26,6 +25,7 @@ from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
 from gradaccum.torch.audit.where import alive, framework_of_call, nominal_steps, site_of_call
+from gradaccum.torch.batchnorm import names_in_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,8 +61,6 @@ class Watcher:
         self._auditing = True
         self._divide_factor: float | None = None
         self._schedulers_deep = 0
-        self._stepping: Optimizer | None = None
-        self._last_updates: list[UpdateSeen] = []
         for model in models:
             self._follow(model)
         for optimizer in optimizers:
@@ -100,7 +98,8 @@ class Watcher:
     def so_far(self) -> RankSeen:
         """The record as it stands, while the loop goes on."""
         self.seen.leftover = max((each.count for each in self._watched.values()), default=0)
-        self._finish()
+        if dist.is_available() and dist.is_initialized():
+            self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
         return self.seen
 
     # What is watched
@@ -159,7 +158,7 @@ class Watcher:
             self._serial += 1
             return original(*args, **kwargs)
         roots = args[0] if args else kwargs.get("tensors", ())
-        return self._seen(lambda: original(*args, **kwargs), roots)
+        return self._passed(lambda: original(*args, **kwargs), roots)
 
     def _grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`torch.autograd.grad` of watched parameters: a backward pass whose gradients the loop adds up by itself."""
@@ -168,9 +167,9 @@ class Watcher:
         if nested or kwargs.get("create_graph") or (self._watched and not self._auditing):
             return original(*args, **kwargs)
         roots = args[0] if args else kwargs.get("outputs", ())
-        return self._seen(lambda: original(*args, **kwargs), roots, inputs)
+        return self._passed(lambda: original(*args, **kwargs), roots, inputs)
 
-    def _seen(self, run: Callable[[], Any], roots: Any, inputs: list[torch.Tensor] | None = None) -> Any:
+    def _passed(self, run: Callable[[], Any], roots: Any, inputs: list[torch.Tensor] | None = None) -> Any:
         """The pass, with the instrument around it. inputs: whose gradients were asked for by name."""
         begun = self._quietly(self._begin, _listed(roots), inputs)
         if begun is None:
@@ -234,15 +233,23 @@ class Watcher:
         calls = next(iter(self._calls.values()), ([], []))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()
-            reached = heard is not None or each.witness.sharded
-            if reached:
-                sketches = (each.before, heard, after)
-                each.passes.append(
-                    OpenPass(site, instrument, calls, self._serial, sketches, reduces, dtype, each.events, by_name)
-                )
-                each.events = []
-            else:
+            if heard is None and not each.witness.sharded:  # it did not reach this optimizer
                 each.count -= 1
+                continue
+            each.passes.append(
+                OpenPass(
+                    site=site,
+                    instrument=instrument,
+                    calls=calls,
+                    serial=self._serial,
+                    sketches=(each.before, heard, after),
+                    reduces=reduces,
+                    dtype=dtype,
+                    events=each.events,
+                    by_name=by_name,
+                )
+            )
+            each.events = []
 
     def _reduces(self) -> bool | None:
         """Whether the backward pass that ran brings the ranks together; None where no DDP model is known."""
@@ -287,7 +294,7 @@ class Watcher:
         before = watched.number if watched is not None else 0
         result = original(scaler, optimizer, *args, **kwargs)
         if watched is not None and watched.number == before:
-            self._close(watched, None, skipped=True)
+            self._close(watched, skipped=True)
         return result
 
     def _scheduler_step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -328,14 +335,13 @@ class Watcher:
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         watched = self._watched.get(id(optimizer))
         if watched is not None:
-            self._close(watched, watched.received, skipped=False)
+            self._close(watched, skipped=False)
 
-    def _close(self, watched: Watched, received: torch.Tensor | None, skipped: bool) -> None:
+    def _close(self, watched: Watched, *, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
         update.grad_scale, update.at, update.divide_factor = watched.grad_scale, self._serial, self._divide_factor
-        watched.pending = (update, watched.passes, watched.events, received)
-        self._quietly(self._settle, watched)
+        self._quietly(self._settle, watched, update)
         self.seen.updates.append(update)
         watched.next(update)
         self._auditing = any(self._audits(each) for each in self._watched.values())
@@ -348,30 +354,21 @@ class Watcher:
         if self.on_update is not None:
             self.on_update(update)
 
-    def _settle(self, watched: Watched) -> None:
-        update, passes, events, received = watched.pending
-        update.passes = [each.settled() for each in passes]
-        update.events = [each.settled() for each in events]
-        update.received = None if received is None else received.tolist()
+    def _settle(self, watched: Watched, update: UpdateSeen) -> None:
+        """Fetch the group's numbers. A step that the scaler left out has received nothing."""
+        update.passes = [each.settled() for each in watched.passes]
+        update.events = [each.settled() for each in watched.events]
+        update.received = None if update.skipped or watched.received is None else watched.received.tolist()
         described = self.seen.optimizers[watched.index]
         described.gradient_dtypes = described.gradient_dtypes or watched.witness.dtypes()
 
     def _look_at_models(self) -> None:
         """What stands in the modules: normalisation over the micro-batch, and the size of one reduction."""
         models = [model for reference in self._models if (model := reference()) is not None]
-        self.seen.batchnorm = [
-            name
-            for model in models
-            for name, each in model.named_modules()
-            if isinstance(each, _BatchNorm) and each.training
-        ]
+        self.seen.batchnorm = names_in_training(models)
         self.seen.reduction_bytes = sum(
             each.numel() * each.element_size() for model in models for each in model.parameters() if each.requires_grad
         )
-
-    def _finish(self) -> None:
-        if dist.is_available() and dist.is_initialized():
-            self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
 
 
 def _listed(given: Any) -> list[torch.Tensor]:

@@ -77,11 +77,11 @@ class Instrument:
         seen: set[Key] = set()
         while stack:
             edge, way = stack.pop()
-            key = self._hook(edge, self._keep)
-            before = len(self._found)
+            key = self._hook(edge, first)
             if key in seen:
                 continue
             seen.add(key)
+            before = len(self._found)
             if len(seen) > self._most_nodes:
                 self.complete = False
                 return
@@ -119,7 +119,7 @@ class Instrument:
         """A mean or a sum of elements; of scalars that were stacked, those scalars' own reductions."""
         leaf = name_of(below[0])
         if leaf in ("Stack", "Cat") and all(is_scalar(each) for each in below[0].next_functions if each[0] is not None):
-            key = self._hook(below, self._keep_first)
+            key = self._hook(below, first)
             for each in below[0].next_functions:
                 if each[0] is not None:
                     self._branch(each, (*way, key))
@@ -143,47 +143,30 @@ class Instrument:
             if below[0][0].name().endswith("AccumulateGrad"):
                 break
             if found.above is None and name in ("Mul", "Div") and constant(node, name) is not None:
-                found.above = (self._hook(edge, self._measure), element_units(*edge))
+                found.above = (self._hook(edge, measured), element_units(*edge))
             edge = below[0]
         found.leaf = f"{found.leaf} of {name_of(edge[0])}".removeprefix(" of ")
         found.units = element_units(*edge)
         found.own_weights = name_of(edge[0]) in ("Mul", "Div") and constant(edge[0], name_of(edge[0])) is not None
-        found.at = self._hook(edge, self._measure)
+        found.at = self._hook(edge, measured)
         self._found.append(found)
 
     # Hooks
 
-    def _hook(self, edge: Edge, keep: Callable[[Key], Callable[..., None]]) -> Key:
+    def _hook(self, edge: Edge, read: Callable[[torch.Tensor], torch.Tensor]) -> Key:
+        """Keep what `read` makes of the gradient that arrives at that output."""
         node, index = edge
         key = (id(node), index)
         self._nodes.append(node)
         if key not in self._arrived:
             self._arrived[key] = torch.zeros(())
-            self._handles.append(node.register_prehook(keep(key)))
+
+            def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
+                if (gradient := gradients[index]) is not None:
+                    self._arrived[key] = read(gradient.detach())
+
+            self._handles.append(node.register_prehook(hook))
         return key
-
-    def _keep(self, key: Key) -> Callable[..., None]:
-        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
-            if (gradient := gradients[key[1]]) is not None:
-                self._arrived[key] = gradient.detach().reshape(()).double()
-
-        return hook
-
-    def _keep_first(self, key: Key) -> Callable[..., None]:
-        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
-            if (gradient := gradients[key[1]]) is not None:
-                self._arrived[key] = gradient.detach().reshape(-1)[0].double()
-
-        return hook
-
-    def _measure(self, key: Key) -> Callable[..., None]:
-        """Of many elements' gradients: how many are not 0, their mean, and the largest and smallest of them."""
-
-        def hook(gradients: tuple[torch.Tensor | None, ...]) -> None:
-            if (gradient := gradients[key[1]]) is not None:
-                self._arrived[key] = measured(gradient.detach())
-
-        return hook
 
 
 Key = tuple[int, int]
@@ -230,6 +213,11 @@ class _Found:
         elif gradients:
             made.weight = gradients[-1]
         return made
+
+
+def first(gradient: torch.Tensor) -> torch.Tensor:
+    """Its first element, or its only one. Shape ()."""
+    return gradient.reshape(-1)[0].double()
 
 
 def measured(gradient: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 LIBRARIES = ("torch", "accelerate", "lightning", "pytorch_lightning", "transformers", "trl", "deepspeed")
@@ -18,16 +19,22 @@ def site_of_call() -> str:
     """Where the loop calls backward: the nearest frame that belongs to no library; else the outermost of one."""
     own = [os.path.dirname(__file__), *(_folder(name) for name in ("torch", "contextlib"))]
     libraries = [_folder(name) for name in LIBRARIES if name in sys.modules]
-    frame: FrameType | None = sys._getframe(2)
     library = ""
-    while frame is not None:
+    for frame in frames():
         path = frame.f_code.co_filename
         if not path.startswith((*own, *libraries)):
             return f"{path}:{frame.f_lineno}"
         if not path.startswith(tuple(own)):
             library = library or f"{path}:{frame.f_lineno}"
-        frame = frame.f_back
     return library
+
+
+def frames() -> Iterator[FrameType]:
+    """The caller's, and all that it stands in, the nearest first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _folder(name: str) -> str:
@@ -54,11 +61,7 @@ FRAMEWORKS = {
 
 def framework_of_call() -> str:
     """The trainer in whose name backward is called; empty where it is the loop's own."""
-    files = []
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        files.append(frame.f_code.co_filename.replace(os.sep, "/"))
-        frame = frame.f_back
+    files = [frame.f_code.co_filename.replace(os.sep, "/") for frame in frames()]
     return next((name for name, part in FRAMEWORKS.items() if any(f"/{part}" in file for file in files)), "")
 
 
@@ -67,10 +70,8 @@ def nominal_steps(framework: str) -> int | None:
     if framework == "accelerate":
         state = sys.modules["accelerate.state"].GradientState._shared_state
         return int(state["plugin_kwargs"].get("num_steps", 1)) if "plugin_kwargs" in state else None
-    frame: FrameType | None = sys._getframe(1) if framework == "lightning" else None
-    while frame is not None:
+    for frame in frames() if framework == "lightning" else ():
         trainer = getattr(frame.f_locals.get("self"), "trainer", None)
         if isinstance(steps := getattr(trainer, "accumulate_grad_batches", None), int):
             return steps
-        frame = frame.f_back
     return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from gradaccum.torch.audit.arrivals import LEAK, factor_rest
 from gradaccum.torch.audit.findings import Found
 from gradaccum.torch.audit.normalisation import Family, equal, near
+from gradaccum.torch.audit.records import CLIPPING
 from gradaccum.torch.audit.sketch import norm
 
 if TYPE_CHECKING:
@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from gradaccum.torch.audit.groups import Group
     from gradaccum.torch.audit.normalisation import Item
 
-CLIPPING = ("clip", "clip_value")
 LEAST = 1e-6
 """Share of the largest arrival below which a pass did not arrive."""
 
 
-def of_update(group: Group, groups: Sequence[Group]) -> Iterator[Found]:
-    """What is wrong with one update. groups: all that were audited."""
+def of_update(group: Group, usual: Group) -> Iterator[Found]:
+    """What is wrong with one update. usual: one as most of its optimizer are."""
     arriving = list(_arriving(group))
     yield from arriving
     if any(each.code == "GA109" for each in arriving):
@@ -33,7 +32,6 @@ def of_update(group: Group, groups: Sequence[Group]) -> Iterator[Found]:
     yield from _in_batch(group)
     if group.sums_to(1.0) and all(family.flat for family in group.families):
         return
-    usual = _usual(group, groups)
     main = group.main
     if (skipped := group.skipped_calls) and main is not None and _without(main, group, skipped):
         yield Found("GA106", {"update": group.number, "lost": skipped, "micro_batches": group.steps + skipped})
@@ -106,10 +104,9 @@ def _leaks(group: Group, best: float) -> Iterator[Found]:
     shares = group.arrivals.share
     leaks = [key for share in shares for key, value in share.items() if key[1] == LEAK and abs(value) > best * LEAST]
     for rank, update in enumerate(group.updates):
-        passes = update.passes
-        for (index, each), later in itertools.product(enumerate(passes), passes[-1:]):
-            used = group.used_at.get((rank, each.serial))
-            if used is not None and used <= later.serial and group.reach((rank, index)) > best * LEAST:
+        for index, each in enumerate(update.passes):
+            used = group.used_elsewhere(rank, each)
+            if used is not None and used <= update.passes[-1].serial and group.reach((rank, index)) > best * LEAST:
                 leaks.append((rank, index))
     if leaks:
         rank, index = leaks[0]
@@ -155,14 +152,6 @@ def _in_batch(group: Group) -> Iterator[Found]:
 
 
 # The weights of a loss term
-
-
-def _usual(group: Group, groups: Sequence[Group]) -> Group:
-    """The update with as many micro-batches as most of this optimizer have, which others are held against."""
-    own = [each for each in groups if each.optimizer == group.optimizer]
-    counts = Counter(each.steps for each in own)
-    fine = {id(each) for each in own if each.main is not None and each.main.fine}
-    return max(own, key=lambda each: (counts[each.steps], id(each) in fine, each.steps))
 
 
 def _term(family: Family, group: Group, usual: Group) -> Iterator[Found]:
