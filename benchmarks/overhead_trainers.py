@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from accelerate.state import GradientState
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
+
+from benchmarks.hf_trainer import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,25 +134,10 @@ class HuggingFace(TrainerCallback):
     def __call__(self, batches: list[Any]) -> float:
         """One epoch; the seconds that it took."""
         with tempfile.TemporaryDirectory() as folder, own_gradient_state():
-            arguments = TrainingArguments(
-                output_dir=folder,
-                use_cpu=True,
-                gradient_accumulation_steps=self.steps,
-                per_device_train_batch_size=1,
-                num_train_epochs=1,
-                max_grad_norm=1.0,
-                train_sampling_strategy="sequential",
-                remove_unused_columns=False,
-                label_names=["labels"],
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
+            own = arguments(folder, self.steps, num_train_epochs=1, max_grad_norm=1.0, save_strategy="no")
             trainer = Trainer(
                 self.head,
-                arguments,
+                own,
                 train_dataset=[{"inputs": inputs, "labels": targets} for inputs, targets, _ in batches],
                 data_collator=lambda items: items[0],
                 optimizers=(self.optimizer, torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)),

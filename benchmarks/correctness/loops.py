@@ -246,7 +246,9 @@ def lightning(case: Case) -> list[torch.Tensor]:
 
 def hf_trainer(case: Case) -> list[torch.Tensor]:
     """With a head that takes the count as those of Transformers do."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
+
+    from benchmarks.hf_trainer import arguments
 
     if case.leaves_after is not None or case.skipped or case.then is not None:
         raise NotApplicable("no such place in its loop")
@@ -258,27 +260,18 @@ def hf_trainer(case: Case) -> list[torch.Tensor]:
     head = _Head if takes_count and not case.sums and not case.divides_twice else _PlainHead
     model = plain if "input_ids" in case.batches[0] else head(case, plain)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            use_cpu=True,
-            gradient_accumulation_steps=case.accum_steps,
-            per_device_train_batch_size=1,
+        own = arguments(
+            folder,
+            case.accum_steps,
             num_train_epochs=1,
             max_grad_norm=case.clip_norm or 0.0,
             ddp_static_graph=case.static_graph or None,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            label_names=["labels"],
             save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         Trainer(
             model,
-            arguments,
+            own,
             train_dataset=case.batches,
             data_collator=lambda items: items[0],
             optimizers=(optimizer, schedule),

@@ -97,30 +97,18 @@ def lightning(case: Case) -> list[torch.Tensor]:
 
 def hf_trainer(case: Case) -> list[torch.Tensor]:
     """`save_steps`, and `train(resume_from_checkpoint=...)`."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
+
+    from benchmarks.hf_trainer import arguments
 
     with tempfile.TemporaryDirectory() as folder:
 
         def run(model: Watched, optimizer: Any, steps: int, updates: int, left: Any) -> Any:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                use_cpu=True,
-                gradient_accumulation_steps=steps,
-                per_device_train_batch_size=1,
-                max_steps=updates,
-                train_sampling_strategy="sequential",
-                remove_unused_columns=False,
-                label_names=["labels"],
-                save_steps=UPDATES,
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
+            own = arguments(folder, steps, max_steps=updates, save_steps=UPDATES)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
             Trainer(
                 model,
-                arguments,
+                own,
                 train_dataset=case.batches,
                 data_collator=lambda items: items[0],
                 optimizers=(optimizer, schedule),
