@@ -86,6 +86,14 @@ def test_a_plan_brings_the_ranks_that_share_sequences(four_ranks):
         Accumulator.from_plan(other, model, optimizer)
 
 
+def test_a_batch_of_split_sequences_is_not_cut(four_ranks):
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    optimizer = torch.optim.SGD(model.parameters())
+    plan = gradaccum.plan(micro_batch=4, num_gpus=4, context_parallel=2, target_batch=13, rounding="exact")
+    with pytest.raises(AccumulationError, match="splits its sequences over 2 ranks, which would have to cut the same"):
+        Accumulator.from_plan(plan, model, optimizer)
+
+
 def test_parts_of_a_model_divide_alike(two_ranks):
     """`set_gradient_divide_factor` reaches the one module that it is called on."""
     mesh = init_device_mesh("cpu", (2,))

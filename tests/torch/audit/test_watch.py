@@ -289,3 +289,32 @@ def test_all_optimizers_are_found_where_none_is_named():
         train(model, optimizer, batches())
     assert (report.verdict, report.facts["optimizers"]) == ("right", ["SGD"])
     assert list(itertools.chain(*[update.micro_batches for update in report.updates]))
+
+
+@pytest.mark.parametrize("often", [1, STEPS])
+def test_a_scheduler_whose_class_the_loop_brings_is_counted(often):
+    """With a `step` of its own that never calls torch's."""
+    model, optimizer = made()
+    with watch(updates=2) as report:
+
+        class Halving(LambdaLR):
+            def __init__(self, optimizer):
+                self.optimizer = optimizer
+
+            def step(self, epoch=None):
+                for group in self.optimizer.param_groups:
+                    group["lr"] /= 2
+
+        schedule = Halving(optimizer)
+        for index, (inputs, targets) in enumerate(batches(8)):
+            (F.cross_entropy(model(inputs), targets) / STEPS).backward()
+            if (index + 1) % STEPS == 0:
+                optimizer.step()
+                for _ in range(often):
+                    schedule.step()
+                optimizer.zero_grad()
+    assert report.facts["scheduler_steps_per_update"] == often
+    assert codes(report) == ([] if often == 1 else ["GA111"])
+    assert "step" in vars(Halving)
+    assert Halving.step.__qualname__.endswith("Halving.step")
+    assert not hasattr(Halving.step, "__wrapped__")

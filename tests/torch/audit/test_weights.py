@@ -161,15 +161,19 @@ def test_a_loss_without_a_graph_has_no_terms():
     assert instrument.settle() == []
 
 
-def test_a_loss_over_too_many_terms_is_not_followed_to_its_end():
+def test_a_loss_over_too_many_terms_is_one_of_which_nothing_is_known():
     x = logits()
-    total = nll(x, "mean")
-    for _ in range(200):
-        total = total + 1.0
-    instrument = Instrument(most_nodes=50)
-    instrument.attach(total)
-    assert not instrument.complete
-    instrument.detach()
+    total = sum(nll(x, "mean") for _ in range(200))
+    for most, kinds in ((1000, ["mean"] * 200), (50, ["opaque"])):
+        instrument = Instrument(most_nodes=most)
+        instrument.attach(total)
+        total.backward(retain_graph=True)
+        instrument.detach()
+        terms = instrument.settle()
+        assert [each.kind for each in terms] == kinds
+    assert terms[0].leaf == "a loss of more than 50 scalar nodes"
+    assert terms[0].weight is None
+    assert terms[0].units == {}
 
 
 def test_hooks_are_gone_afterwards():

@@ -208,7 +208,7 @@ class Accumulator:
         micro-batch, and the same effective batch or the nearest, which is warned of.
         Of an exact plan with a smaller last micro-step the batch in which a group ends is cut, and the rest begins the
         next group. Raises AccumulationError where the plan is for another number of ranks; where it is exact in that
-        way and the model is sharded, or a rank would have no sample.
+        way and the model is sharded, sequences are split over ranks, or a rank would have no sample.
         """
         if plan.context_parallel > 1:
             options.setdefault("context_parallel", plan.context_parallel)
@@ -228,6 +228,11 @@ class Accumulator:
                 raise AccumulationError(
                     "this plan is exact, with a smaller last micro-step, and a sharded model's passes are collectives "
                     "that every rank has as many of: plan with rounding='round'"
+                )
+            if plan.context_parallel > 1:
+                raise AccumulationError(
+                    "this plan is exact, with a smaller last micro-step, and splits its sequences over "
+                    f"{plan.context_parallel} ranks, which would have to cut the same one: plan with rounding='round'"
                 )
             if plan.effective_batch < made.sync.world:
                 raise AccumulationError(

@@ -132,7 +132,8 @@ class Group:
 
         encode: a batch's representations, tensors with one row for each sample (a tensor, or tuples and dicts of them).
         loss_of: from those of the group, concatenated in their order, the summed loss and what it sums over. It may
-        gather other ranks' representations, with torch.distributed.nn.functional.all_gather, whose gradients come back.
+        gather other ranks' representations by a function whose gradients come back: all_gather of
+        torch.distributed.nn.functional, or from PyTorch 2.13 on what its warning names instead.
         The batches of the group are held until the end. Raises AccumulationError where a weight ends the group.
         """
         if self._source.until_weight is not None:

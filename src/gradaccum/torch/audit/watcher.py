@@ -60,6 +60,7 @@ class Watcher:
         self._serial = 0
         self._auditing = True
         self._divide_factor: float | None = None
+        self._schedulers: set[type[Any]] = set()
         self._schedulers_deep = 0
         for model in models:
             self._follow(model)
@@ -77,8 +78,7 @@ class Watcher:
             around(module, "clip_grad_value_", self._clip_value)
         around(torch.amp.grad_scaler.GradScaler, "unscale_", self._unscale)
         around(torch.amp.grad_scaler.GradScaler, "step", self._scaler_step)
-        for kind in _with_own_step(LRScheduler):
-            around(kind, "step", self._scheduler_step)
+        self._follow_schedulers()
         self._handles = [
             register_optimizer_step_pre_hook(_uncompiled(self._before_step)),
             register_optimizer_step_post_hook(_uncompiled(self._after_step)),
@@ -129,8 +129,18 @@ class Watcher:
 
         self._forward_handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
 
+    def _follow_schedulers(self) -> None:
+        """Every class of schedulers that is known by now and has a `step` of its own."""
+        for kind in _with_own_step(LRScheduler):
+            if kind not in self._schedulers:
+                self._schedulers.add(kind)
+                self._patches.around(kind, "step", self._scheduler_step)
+
     def _discover(self) -> None:
-        """Every optimizer that has parameters with gradients to come, and the outermost models that hold them."""
+        """Every optimizer that has parameters with gradients to come, and the outermost models that hold them; and
+        schedulers that the loop's own modules brought.
+        """
+        self._follow_schedulers()
         if self._only:
             return
         for each in alive(Optimizer):

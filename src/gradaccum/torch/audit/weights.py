@@ -23,7 +23,9 @@ MEAN, SUM = 1, 2
 """What ATen's loss nodes save as their reduction; 0 is none."""
 
 MOST_NODES = 20_000
-"""Scalar nodes of one pass that are followed, so that a loss summed over a whole epoch in Python stays affordable."""
+"""Scalar nodes of one loss that are followed, so that one summed over a whole epoch in Python stays affordable; of a
+larger one nothing is known.
+"""
 
 LINEAR = frozenset(
     "Add Sub Mul Div Neg ToCopy To Clone Alias View UnsafeView ReshapeAlias Reshape Squeeze Unsqueeze Permute Transpose"
@@ -49,7 +51,6 @@ class Instrument:
         self._arrived: dict[tuple[int, int], torch.Tensor] = {}  # the gradient of (node, output)
         self._nodes: list[Any] = []  # held, so that an id names one node
         self._found: list[_Found] = []
-        self.complete = True
 
     def attach(self, root: torch.Tensor) -> None:
         """Find the terms beneath the root and hook the nodes on the way."""
@@ -75,6 +76,7 @@ class Instrument:
         """All reductions that scalar nodes lead to, in the order of the graph."""
         stack: list[tuple[Edge, tuple[Key, ...]]] = [(root, ())]
         seen: set[Key] = set()
+        at_first = len(self._found)
         while stack:
             edge, way = stack.pop()
             key = self._hook(edge, first)
@@ -83,7 +85,8 @@ class Instrument:
             seen.add(key)
             before = len(self._found)
             if len(seen) > self._most_nodes:
-                self.complete = False
+                whole = _Found(f"a loss of more than {self._most_nodes:,} scalar nodes", "opaque", ())
+                self._found[at_first:] = [whole]
                 return
             way = (*way, key)
             name = name_of(edge[0])
