@@ -23,6 +23,10 @@ FRAMEWORKS = {
     "lightning": ("lightning", ["with_lightning"]),
     "transformers": ("transformers", ["with_transformers"]),
     "trl": ("trl", ["with_trl"]),
+    "heldout": (
+        "torch",
+        ["held_out", "held_out_gradients", "held_out_losses", "held_out_models", "held_out_precision"],
+    ),
 }
 
 
