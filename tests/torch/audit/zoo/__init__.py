@@ -27,6 +27,7 @@ FRAMEWORKS = {
         "torch",
         ["held_out", "held_out_gradients", "held_out_losses", "held_out_models", "held_out_precision"],
     ),
+    "heldoutframeworks": ("transformers", ["held_out_frameworks"]),
 }
 
 

@@ -1,0 +1,443 @@
+"""Loops that the audit was never tuned on: Accelerate, Fabric, Lightning, the Hugging Face Trainer, heads of models."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from accelerate.utils import GradientAccumulationPlugin
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import TensorDataset
+from transformers import (
+    BertForQuestionAnswering,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+)
+
+from tests.torch.audit.zoo import with_lightning, with_transformers
+from tests.torch.audit.zoo.held_out import loader_of, mean_over, network, sixteens, table
+from tests.torch.audit.zoo.loop import Fault, Pen, Truth
+from tests.torch.audit.zoo.plain_losses import sentences
+from tests.torch.audit.zoo.with_accelerate import accelerator_of
+from tests.torch.audit.zoo.with_fabric import fabric_of
+from tests.torch.audit.zoo.with_transformers import bert, own_loss, padded
+
+PEN = Pen("heldoutframeworks")
+
+
+def gpt2() -> nn.Module:
+    dropouts = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=1, n_head=2, **dropouts))
+
+
+def pairs() -> list[dict[str, Tensor]]:
+    """Two unequal sentences each, padded; labels of -100 where there is none."""
+    return [padded(sentences(24)[i : i + 2]) for i in range(0, 24, 2)]
+
+
+def targets_of(batch: dict[str, Tensor]) -> Tensor:
+    return (batch["labels"][:, 1:] != -100).sum()
+
+
+def _denoised(modules, step: int) -> Tensor:
+    x, _ = table(48)
+    return F.mse_loss(modules[0](x[16 * step : 16 * step + 16]), x[16 * step : 16 * step + 16, :4])
+
+
+@PEN.loop(
+    "heldoutframeworks-diffusers",
+    target_batch=16,
+    truth=Truth(_denoised, updates=3, clip=0.2, rates=(0.01, 0.01 * 2 / 3, 0.01 / 3)),
+    right={"": "the script of diffusers: accumulate(unet), gathered loss, clip behind sync_gradients, an EMA"},
+    wrong={
+        "clip-each": Fault("GA110", "clip_grad_norm_ without `if accelerator.sync_gradients`"),
+        "raw-scheduler": Fault("GA111", "lr_scheduler is missing in prepare()"),
+    },
+)
+def diffusers(case: str) -> None:
+    accelerator = accelerator_of(gradient_accumulation_steps=4)
+    unet, ema = network(), network().requires_grad_(False)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=0.01)
+    lr_scheduler = LambdaLR(optimizer, lambda update: 1 - min(update, 3) / 3)
+    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader_of(48))
+    if case != "raw-scheduler":
+        lr_scheduler = accelerator.prepare(lr_scheduler)
+    global_step, train_loss = 0, 0.0
+    for x, _ in loader:
+        with accelerator.accumulate(unet):
+            loss = F.mse_loss(unet(x).float(), x[:, :4].float(), reduction="mean")
+            avg_loss = accelerator.gather(loss.repeat(4)).mean()
+            train_loss += avg_loss.item() / accelerator.gradient_accumulation_steps
+            accelerator.backward(loss)
+            if accelerator.sync_gradients or case == "clip-each":
+                accelerator.clip_grad_norm_(unet.parameters(), 0.2)
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            global_step += 1
+            with torch.no_grad():
+                for slow, fast in zip(ema.parameters(), unet.parameters()):
+                    slow.lerp_(fast, 0.01)
+
+
+@PEN.loop(
+    "heldoutframeworks-no-trainer",
+    target_batch=16,
+    truth=sixteens(),
+    right={"": "Accelerator() without steps; division and boundary by hand"},
+    wrong={"both": Fault("GA102", "Accelerator(gradient_accumulation_steps=4), and the division by hand stays")},
+)
+def no_trainer(case: str) -> None:
+    accelerator = accelerator_of(gradient_accumulation_steps=4 if case else 1)
+    model = network()
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.AdamW(model.parameters()), loader_of(48))
+    for step, (x, y) in enumerate(loader):
+        accelerator.backward(F.cross_entropy(model(x), y) / 4)
+        if (step + 1) % 4 == 0 or step == len(loader) - 1:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@PEN.loop(
+    "heldoutframeworks-over-epochs",
+    target_batch=16,
+    truth=mean_over(24, [range(16), [*range(16, 24), *range(8)], range(8, 24)]),
+    right={"": "sync_with_dataloader=False: a group goes on in the next epoch"},
+    wrong={
+        "reset": Fault("GA106", "optimizer.optimizer.zero_grad() where an epoch begins, with a group open", "GA105")
+    },
+)
+def over_epochs(case: str) -> None:
+    plugin = GradientAccumulationPlugin(num_steps=4, sync_with_dataloader=False)
+    accelerator = accelerator_of(gradient_accumulation_plugin=plugin)
+    model = network()
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), loader_of(24))
+    for _epoch in range(2):
+        if case == "reset":
+            optimizer.optimizer.zero_grad()
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                accelerator.backward(F.cross_entropy(model(x), y))
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+@PEN.loop(
+    "heldoutframeworks-accelerate-gpt2",
+    target_batch=8,
+    truth=own_loss(padded),
+    right={"": "outputs.loss times its targets, over those of the group"},
+    wrong={"mean": Fault("GA103", "accelerator.backward(outputs.loss), sentences of unequal length")},
+)
+def accelerate_gpt2(case: str) -> None:
+    accelerator = accelerator_of(gradient_accumulation_steps=4)
+    model = gpt2()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    data = pairs()
+    for i, batch in enumerate(data):
+        with accelerator.accumulate(model):
+            loss = model(**batch).loss
+            if case == "":
+                group = data[i // 4 * 4 : i // 4 * 4 + 4]
+                loss = loss * targets_of(batch) * 4 / sum(targets_of(each) for each in group)
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _lora() -> nn.Module:
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    return get_peft_model(gpt2(), config)
+
+
+@PEN.loop(
+    "heldoutframeworks-peft",
+    target_batch=8,
+    truth=own_loss(padded),
+    right={"": "LoRA of PEFT on GPT-2, the head's loss weighted with its targets"},
+    wrong={
+        "mean": Fault("GA103", "outputs.loss / 4, sentences of unequal length"),
+        "zero-each": Fault("GA108", "model.zero_grad() before each backward"),
+    },
+)
+def peft(case: str) -> None:
+    model, data = _lora(), pairs()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for start in range(0, 12, 4):
+        total = sum(targets_of(batch) for batch in data[start : start + 4])
+        for batch in data[start : start + 4]:
+            if case == "zero-each":
+                model.zero_grad()
+            loss = model(**batch).loss
+            (loss / 4 if case == "mean" else loss * targets_of(batch) / total).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def answering(items: list[Tensor]) -> dict[str, Tensor]:
+    """Rows of 12 ids, and where the answer begins and ends."""
+    ids = torch.stack([F.pad(own, (0, 12 - len(own)), value=3) for own in items])
+    ends = torch.tensor([len(own) - 1 for own in items])
+    return {"input_ids": ids, "start_positions": ends // 2, "end_positions": ends}
+
+
+def t5() -> nn.Module:
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0))
+
+
+@PEN.loop(
+    "heldoutframeworks-t5",
+    target_batch=8,
+    truth=own_loss(lambda items: padded([ids[:2] for ids in items])),
+    right={"": "T5 in a plain loop, targets of equal length: loss / 4"},
+    wrong={
+        "not-divided": Fault("GA101", "outputs[0].backward()"),
+        "leftover": Fault("GA107", "model.eval() and zero_grad() stand in `if update % 2 == 0`", "GA101"),
+    },
+)
+def plain_t5(case: str) -> None:
+    model = t5()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for i in range(12):
+        batch = padded([ids[:2] for ids in sentences(24)[2 * i : 2 * i + 2]])
+        loss = model(**batch)[0]
+        (loss if case == "not-divided" else loss / 4).backward()
+        if i % 4 == 3:
+            optimizer.step()
+            if case != "leftover" or i == 7:
+                optimizer.zero_grad()
+
+
+class FabricTrainer:
+    """Lightning's example of a trainer of one's own: the last micro-batch runs inside optimizer.step."""
+
+    def __init__(self, case: str) -> None:
+        self.case, self.fabric, self.global_step = case, fabric_of(), int(case != "from-zero")
+
+    def training_step(self, model: nn.Module, batch: list[Tensor]) -> Tensor:
+        outputs = {"loss": F.cross_entropy(model(batch[0]), batch[1])}
+        loss = outputs["loss"]
+        self.fabric.call("on_before_backward", loss)
+        self.fabric.backward(loss if self.case == "not-divided" else loss / 4)
+        return loss.detach()
+
+    def fit(self) -> None:
+        model = network()
+        model, optimizer = self.fabric.setup(model, torch.optim.Adam(model.parameters(), lr=1e-3))
+        model(table(1)[0])  # a sanity check
+        for batch in self.fabric.setup_dataloaders(loader_of(48)):
+            should_optim_step = self.global_step % 4 == 0
+            if should_optim_step:
+                optimizer.step(partial(self.training_step, model=model, batch=batch))
+                optimizer.zero_grad()
+            else:
+                self.training_step(model=model, batch=batch)
+            self.global_step += 1
+
+
+@PEN.loop(
+    "heldoutframeworks-fabric-trainer",
+    target_batch=16,
+    truth=sixteens(),
+    right={"": "optimizer.step(closure), in which the last micro-batch goes backward"},
+    wrong={
+        "not-divided": Fault("GA101", "as in the example: the loss goes backward as it is"),
+        "from-zero": Fault("GA105", "the counter begins at 0, so the first update has one micro-batch", "GA115"),
+    },
+)
+def fabric_trainer(case: str) -> None:
+    FabricTrainer(case).fit()
+
+
+@PEN.loop(
+    "heldoutframeworks-litgpt",
+    target_batch=8,
+    truth=own_loss(padded),
+    right={"": "litgpt's loop, each loss weighted with its targets"},
+    wrong={"mean": Fault("GA103", "litgpt's fabric.backward(loss / accumulate) on unequal answers")},
+)
+def litgpt(case: str) -> None:
+    fabric, data = fabric_of(), pairs()
+    model = gpt2()
+    model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    state = {"iter_num": 0, "step_count": 0}
+    while state["step_count"] < 3:
+        group = data[4 * state["step_count"] :][:4]
+        batch = data[state["iter_num"]]
+        state["iter_num"] += 1
+        is_accumulating = state["iter_num"] % 4 != 0
+        with fabric.no_backward_sync(model, enabled=is_accumulating):
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            logits, targets = logits[..., :-1, :].reshape(-1, 20), batch["labels"][..., 1:].reshape(-1)
+            loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+            loss = loss.sum() / (targets != -100).sum()
+            share = 1 / 4 if case else targets_of(batch) / sum(targets_of(each) for each in group)
+            fabric.backward(loss * share)
+        if not is_accumulating:
+            optimizer.step()
+            optimizer.zero_grad()
+            state["step_count"] += 1
+
+
+class Growing(pl.LightningModule):
+    """Cross entropy; hooks in which people put what automatic optimisation does already."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case, self.net = case, network()
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        return loss / self.trainer.accumulate_grad_batches if self.case == "divided" else loss
+
+    def on_before_optimizer_step(self, optimizer):
+        for p in self.parameters() if self.case == "hook-divides" else ():
+            p.grad /= self.trainer.accumulate_grad_batches
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        if self.case != "own-zero" or batch_idx == 0:
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+@PEN.loop(
+    "heldoutframeworks-lightning-growing",
+    truth=mean_over(16, [range(8), range(8, 16), range(16), range(16)]),
+    right={"": "GradientAccumulationScheduler: 2 micro-batches in the first epoch, 4 from then on"},
+    wrong={
+        "divided": Fault("GA102", "training_step divides by accumulate_grad_batches, which Lightning does"),
+        "hook-divides": Fault("GA102", "on_before_optimizer_step divides the gradients again"),
+        "own-zero": Fault("GA107", "optimizer_zero_grad is overridden to clear at the start of an epoch", "GA101"),
+    },
+)
+def lightning_growing(case: str) -> None:
+    scheduler = GradientAccumulationScheduler(scheduling={0: 2, 1: 4})
+    with_lightning.fit(Growing(case), TensorDataset(*table(16)), 4, max_epochs=3, callbacks=[scheduler])
+
+
+class Adversarial(pl.LightningModule):
+    """Manual optimisation of two models, each with 2 micro-batches an update."""
+
+    def __init__(self, case: str) -> None:
+        super().__init__()
+        self.case, self.automatic_optimization = case, False
+        self.generator, self.critic = nn.Linear(4, 12), nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def training_step(self, batch, batch_idx):
+        real, (opt_g, opt_d) = batch[0], self.optimizers()
+        boundary, one, zero = batch_idx % 2 == 1, torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        divisor = 1 if self.case == "not-divided" else 2
+        if self.case != "untoggled":
+            self.toggle_optimizer(opt_g)
+        loss = F.binary_cross_entropy_with_logits(self.critic(self.generator(real[:, :4])), one)
+        self.manual_backward(loss / divisor)
+        if boundary:
+            opt_g.step()
+            opt_g.zero_grad()
+        if self.case != "untoggled":
+            self.untoggle_optimizer(opt_g)
+            self.toggle_optimizer(opt_d)
+        # the critic's loss, on the input of the generator padded, so that it does not depend on the generator's step
+        fake = F.pad(real[:, :4], (0, 8))
+        loss = F.binary_cross_entropy_with_logits(self.critic(torch.cat([real, fake])), torch.cat([one, zero]))
+        self.manual_backward(loss / 2)
+        if boundary:
+            opt_d.step()
+            opt_d.zero_grad()
+        if self.case != "untoggled":
+            self.untoggle_optimizer(opt_d)
+
+    def configure_optimizers(self):
+        optimizers = [torch.optim.Adam(part.parameters(), lr=1e-3) for part in (self.generator, self.critic)]
+        return optimizers, []
+
+
+def _adversarial(modules, step: int) -> Tensor:
+    generator, critic = modules
+    real = table(24)[0][8 * (step // 2) : 8 * (step // 2) + 8]
+    one, zero = torch.ones(8, 1), torch.zeros(8, 1)
+    if step % 2 == 0:
+        return F.binary_cross_entropy_with_logits(critic(generator(real[:, :4])), one)
+    fake = F.pad(real[:, :4], (0, 8))
+    return F.binary_cross_entropy_with_logits(critic(torch.cat([real, fake])), torch.cat([one, zero]))
+
+
+@PEN.loop(
+    "heldoutframeworks-lightning-gan",
+    truth=Truth(_adversarial, updates=6),
+    right={"": "toggle_optimizer keeps the generator's pass out of the critic's gradients"},
+    wrong={
+        "untoggled": Fault(
+            "GA118", "without toggle_optimizer the generator's pass adds to the critic's .grad", "GA107 GA101"
+        ),
+        "not-divided": Fault("GA101", "the generator's loss is not divided"),
+    },
+)
+def lightning_gan(case: str) -> None:
+    with_lightning.fit(Adversarial(case), TensorDataset(*table(24)), 4)
+
+
+class DividesAgain(TrainerCallback):
+    """Takes what the Trainer hands over for a sum."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for p in model.parameters():
+            p.grad /= args.gradient_accumulation_steps
+
+
+class OldTrainer(Trainer):
+    """training_step as it was written before the Trainer counted tokens."""
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+@PEN.loop(
+    "heldoutframeworks-trainer-gpt2",
+    target_batch=8,
+    truth=own_loss(padded),
+    right={"": "GPT-2 in the Trainer, which is told that the head shifts its labels"},
+    wrong={
+        "as-released": Fault(
+            "GA102", "GPT2LMHeadModel is not known to shift its labels, so each sequence counts one target too many"
+        ),
+        "callback": Fault("GA102", "a callback divides the gradients before the step"),
+        "old": Fault("GA101", "an overridden training_step that neither divides nor counts", "GA103"),
+    },
+)
+def trainer_gpt2(case: str) -> None:
+    def prepare(trainer):
+        trainer._loss_shifts_labels = case != "as-released"
+        if case == "callback":
+            trainer.add_callback(DividesAgain())
+
+    trainer = OldTrainer if case == "old" else Trainer
+    with_transformers.fit(gpt2(), sentences(24), padded, trainer, prepare)
+
+
+@PEN.loop(
+    "heldoutframeworks-trainer-answers",
+    target_batch=8,
+    truth=own_loss(answering),
+    right={"": "question answering: a batch without `labels` is not counted, and the Trainer divides"},
+    wrong={"old": Fault("GA101", "an overridden training_step that neither divides nor counts")},
+)
+def trainer_answers(case: str) -> None:
+    trainer = OldTrainer if case == "old" else Trainer
+    with_transformers.fit(bert(BertForQuestionAnswering), sentences(24), answering, trainer)
