@@ -27,7 +27,8 @@ FRAMEWORKS = {
         "torch",
         ["held_out", "held_out_gradients", "held_out_losses", "held_out_models", "held_out_precision"],
     ),
-    "heldoutframeworks": ("transformers", ["held_out_frameworks"]),
+    "heldoutframeworks": ("transformers", ["held_out_frameworks", "held_out_lightning"]),
+    "heldoutddp": ("torch", ["held_out_ddp"]),
 }
 
 

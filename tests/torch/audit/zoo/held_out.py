@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 
@@ -31,7 +32,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 24), nn.SiLU(), nn.Linear(24, 4))
 
 
-def mean_over(samples: int, parts: list[range], **more) -> Truth:
+def mean_over(samples: int, parts: Sequence[Sequence[int]], **more) -> Truth:
     """The mean cross entropy of the samples of each update."""
     x, y = table(samples)
 
@@ -258,7 +259,7 @@ def own_context(case: str) -> None:
 def losses_list(case: str) -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    losses = deque(maxlen=2 if case == "deque" else None)
+    losses: deque[Tensor] = deque(maxlen=2 if case == "deque" else None)
     for i, (x, y) in enumerate(loader_of(48)):
         losses.append(F.cross_entropy(model(x), y))
         if i % 4 == 3:
