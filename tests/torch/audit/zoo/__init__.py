@@ -1,7 +1,8 @@
 """A zoo of training loops for the audit: each wrong loop has one planted mistake, and a right twin of the same code.
 
 A module per framework. None of them knows the audit; `tests/torch/audit/test_zoo_is_true.py` compares what reaches
-each loop's optimizer with one concatenated batch, so that wrong is wrong and right is right.
+each loop's optimizer with one concatenated batch, so that wrong is wrong and right is right. What is held out was
+written without sight of the audit; nothing is ever tuned on it, so that it measures how the audit does elsewhere.
 """
 
 from __future__ import annotations

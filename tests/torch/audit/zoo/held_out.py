@@ -365,14 +365,14 @@ def restarts(case: str) -> None:
 @PEN.loop(
     "heldout-polynomial",
     target_batch=16,
-    truth=sixteens(rates=(0.1, 0.1 * (2 / 3) ** 0.9, 0.1 * (1 / 3) ** 0.9)),
+    truth=sixteens(rates=tuple(0.1 * (1 - update / 12) ** 0.9 for update in range(3))),
     right={"": "PolynomialLR over the updates"},
     wrong={"each": Fault("GA111", "PolynomialLR stepped by the data loop, total_iters in updates")},
 )
 def polynomial(case: str) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    scheduler = PolynomialLR(optimizer, total_iters=3, power=0.9)
+    scheduler = PolynomialLR(optimizer, total_iters=12, power=0.9)
     optimizer.zero_grad(set_to_none=True)
     for micro_step, (x, y) in enumerate(loader_of(48)):
         (F.cross_entropy(model(x), y) / 4).backward()

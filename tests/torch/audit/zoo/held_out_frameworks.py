@@ -51,7 +51,7 @@ def _denoised(modules, step: int) -> Tensor:
 @PEN.loop(
     "heldoutframeworks-diffusers",
     target_batch=16,
-    truth=Truth(_denoised, updates=3, clip=0.2, rates=(0.01, 0.01 * 2 / 3, 0.01 / 3)),
+    truth=Truth(_denoised, updates=3, clip=0.2, rates=(0.01, 0.01 * 11 / 12, 0.01 * 10 / 12)),
     right={"": "the script of diffusers: accumulate(unet), gathered loss, clip behind sync_gradients, an EMA"},
     wrong={
         "clip-each": Fault("GA110", "clip_grad_norm_ without `if accelerator.sync_gradients`"),
@@ -62,7 +62,7 @@ def diffusers(case: str) -> None:
     accelerator = accelerator_of(gradient_accumulation_steps=4)
     unet, ema = network(), network().requires_grad_(False)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=0.01)
-    lr_scheduler = LambdaLR(optimizer, lambda update: 1 - min(update, 3) / 3)
+    lr_scheduler = LambdaLR(optimizer, lambda update: 1 - min(update, 12) / 12)
     unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader_of(48))
     if case != "raw-scheduler":
         lr_scheduler = accelerator.prepare(lr_scheduler)

@@ -336,14 +336,13 @@ def _critic_loss(critic, real, fake):
 
 
 def _wasserstein(modules, step: int) -> Tensor:
-    """Two steps of the critic, with 2 micro-batches each, then one of the generator with the last four."""
+    """The critic steps, then the generator with the same 2 micro-batches, then the critic with the next 2."""
     generator, critic = modules
     round_, turn = divmod(step, 3)
-    numbers = (
-        range(4 * round_, 4 * round_ + 4) if turn == 2 else range(4 * round_ + 2 * turn, 4 * round_ + 2 * turn + 2)
-    )
+    first = 4 * round_ + 2 * (turn == 2)
+    numbers = range(first, first + 2)
     real, z = (torch.cat(part) for part in zip(*[_reals(i) for i in numbers]))
-    if turn == 2:
+    if turn == 1:
         return -critic(generator(z)).mean()
     distance, penalty = _critic_loss(critic, real, generator(z).detach())
     return distance + penalty
@@ -352,7 +351,7 @@ def _wasserstein(modules, step: int) -> Tensor:
 @PEN.loop(
     "heldout-wgan-gp",
     truth=Truth(_wasserstein, updates=6),
-    right={"": "the critic steps twice with 2 micro-batches each, the generator once with 4; a gradient penalty"},
+    right={"": "the critic steps twice as often as the generator, with 2 micro-batches each; a gradient penalty"},
     wrong={
         "penalty": Fault("GA114", "the gradient penalty is added to the divided loss"),
         "generator": Fault("GA107", "the critic's gradients of the generator's pass stay for the critic's next update"),
@@ -370,9 +369,9 @@ def wgan(case: str) -> None:
         if i % 2 == 1:
             opt_d.step()
             opt_d.zero_grad()
-        if i % 4 == 3:
-            for j in range(i - 3, i + 1):
-                (-critic(generator(_reals(j)[1])).mean() / 4).backward()
+        if i % 4 == 1:
+            for j in (i - 1, i):
+                (-critic(generator(_reals(j)[1])).mean() / 2).backward()
             opt_g.step()
             opt_g.zero_grad()
             if case != "generator":

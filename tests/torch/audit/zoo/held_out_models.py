@@ -149,7 +149,7 @@ def recommender(case: str) -> None:
         loss = _click_loss(model, micro)
         (loss if case == "not-divided" else loss / 4).backward()
         if i % 4 == 0:
-            for optimizer in (dense, sparse):
+            for optimizer in (sparse, dense):
                 optimizer.step()
             for optimizer in (dense,) if case == "one-cleared" else (dense, sparse):
                 optimizer.zero_grad()

@@ -131,7 +131,7 @@ def _growing() -> list[list[range]]:
     target_batch=16,
     truth=mean_over(48, [range(start, start + 16) for start in (0, 16, 32)]),
     right={"": "sequences get shorter, micro-batches larger, and the steps fewer"},
-    wrong={"frozen": Fault("GA102", "the divisor stays at 8, as in the first phase", "GA105")},
+    wrong={"frozen": Fault("GA105", "the divisor stays at 8, as in the first phase", "GA102")},
 )
 def curriculum(case: str) -> None:
     model, (x, y) = network(), table(48)
