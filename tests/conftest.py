@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -84,5 +85,8 @@ class NoSkip:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's job in the background ignores Ctrl-C, and so would the processes to which tests send it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("GRADACCUM_NO_SKIP") == "1":
         config.pluginmanager.register(NoSkip())

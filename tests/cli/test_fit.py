@@ -30,6 +30,23 @@ def quotes(micro_batch):
 """
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_line_is_longer_than_the_terminal_and_no_word_is_lost(capsys, monkeypatch, width):
+    texts = []
+    for columns in (width, 9999):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main("fit --model llama-3.1-8b --gpu rtx-4090 --lora-rank 16 -t 64 --quantization nf4".split()) == 0
+        texts.append(capsys.readouterr().out)
+    longest = max(len(word) for word in texts[0].split())
+    assert max(map(len, texts[0].splitlines())) <= max(width, longest, len("memory    [") + 41)
+    assert texts[0].split() == texts[1].split()
+
+
 def test_the_answer_on_one_screen(capsys):
     assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "-s", "1024", "-t", "64"]) == 0
     out = capsys.readouterr().out
@@ -174,7 +191,7 @@ def test_adapters_on_quantised_weights(capsys):
     assert main(["fit", "--model", "qwen2.5-7b", "--gpu", "rtx-4090", *flags, "--loss", "fused"]) == 0
     out = capsys.readouterr().out
     assert "LoRA of rank 16 on attention layers, nf4 weights, fused loss" in out
-    assert "adapters  4 A, A = 10,092,544 parameters of adapters" in out
+    assert "adapters: 4 A, A = 10,092,544 parameters of adapters" in out
     assert "yours (bf16 over nf4 LoRA, fused loss, flash attention, one GPU): no measured case, +-15%" in out
 
 
@@ -212,7 +229,7 @@ def test_fsdp2_with_its_flags(capsys):
     assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "h100-sxm-80gb", *flags]) == 0
     out = capsys.readouterr().out
     assert "fsdp2 over 8 ranks, not resharded after forward, gradients reduced at the last micro-step, in fp32" in out
-    assert "unsharded layers  w L G" in out
+    assert "unsharded layers: w L G" in out
 
 
 def test_accumulation_has_a_short_word_too(capsys):

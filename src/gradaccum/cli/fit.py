@@ -106,9 +106,10 @@ def run(arguments: Sequence[str]) -> int:
 
         print(json.dumps(found.to_dict(), indent=2))
         return 0
+    from gradaccum.cli.terminal import columns
     from gradaccum.show.fit import fit_text
 
-    print(fit_text(found.to_dict(), found.gpu.name, _in_words(found.setup)))
+    print(fit_text(found.to_dict(), found.gpu.name, _in_words(found.setup), columns()))
     return 0
 
 

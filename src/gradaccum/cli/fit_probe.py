@@ -56,9 +56,10 @@ def run_probe(options: argparse.Namespace) -> int:
 
         print(json.dumps(data, indent=2))
     else:
+        from gradaccum.cli.terminal import columns
         from gradaccum.show.probe import probe_text
 
-        print(probe_text(data))
+        print(probe_text(data, columns()))
     if found.max_micro_batch == 0 and not found.ooms:  # the time was up, which says nothing of memory
         return 2
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradaccum.show.text import wrapped
 from gradaccum.units import show_bytes, show_count, show_real, show_signed
 
 TYPE_CHECKING = False
@@ -12,19 +13,22 @@ if TYPE_CHECKING:
 HEADER = ("micro-batch", "accumulation steps", "batch", "samples/s")
 
 
-def probe_text(found: Mapping[str, Any]) -> str:
-    """found: the answer as plain data (its JSON)."""
-    lines = [_headline(found), _way(found)]
+def probe_text(found: Mapping[str, Any], width: int = 80) -> str:
+    """found: the answer as plain data (its JSON). width: columns; no line is longer, words and numbers permitting."""
+    lines = [*wrapped(_headline(found), width), *wrapped(_way(found), width)]
     if found["capacity_bytes"] is not None:
-        lines.append(f"capacity: {show_bytes(found['capacity_bytes'])}, {_from(found)}; on {found['device']}")
+        capacity = f"capacity: {show_bytes(found['capacity_bytes'])}, {_from(found)}; on {found['device']}"
+        lines += wrapped(capacity, width)
     if found["pairs"]:
         rows = [HEADER, *[_row(pair) for pair in found["pairs"]]]
-        widths = [max([len(row[column]) for row in rows]) for column in range(len(HEADER))]
+        sizes = [max([len(row[column]) for row in rows]) for column in range(len(HEADER))]
         lines.append("")
         for row in rows:
-            cells = [" " * (width - len(cell)) + cell for cell, width in zip(row, widths)]
+            cells = [" " * (size - len(cell)) + cell for cell, size in zip(row, sizes)]
             lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *[f"\n{note}" for note in found["notes"]]])
+    for note in found["notes"]:
+        lines += ["", *wrapped(note, width)]
+    return "\n".join(lines)
 
 
 def trial_text(trial: Mapping[str, Any]) -> str:

@@ -265,8 +265,9 @@ def _finding(finding: Finding, width: int, style: Style) -> list[str]:
 def _row(label: str, value: str, width: int, style: Style) -> list[str]:
     if width < NARROW:
         return [style.faint(line) for line in wrapped(label, width)] + wrapped(value, width, indent=2)
-    first, *rest = wrapped(value, width, indent=LABELS + 2)
-    return [style.faint(_left(label, LABELS)) + "  " + first[LABELS + 2 :], *rest]
+    head = _left(label, LABELS) + "  "
+    first, *rest = hung(head, value, width)
+    return [style.faint(label) + first[len(label) :], *rest]
 
 
 def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
@@ -283,6 +284,12 @@ def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
         else:
             line = f"{line} {word}" if line else word.strip()
     return [" " * indent + each for each in [*lines, line] if each]
+
+
+def hung(head: str, text: str, width: int) -> list[str]:
+    """`head` and `text` in lines of at most `width`; what does not fit beside the head follows beneath the text."""
+    first, *rest = wrapped(text, width, indent=len(head)) or [head]
+    return [head + first[len(head) :], *rest]
 
 
 def _words(text: str, width: int) -> Iterable[str]:

@@ -1,5 +1,5 @@
-"""A run that saves after every micro-batch: torchrun --max-restarts=1 killed.py FOLDER STOP. Its rank 1 is killed after
-STOP micro-batches, in its first life; a run that is let live has STOP 0. Rank r ends with FOLDER/end r.pt.
+"""A run that saves after every micro-batch: torchrun --max-restarts=N killed.py FOLDER STOP. Its rank 1 is killed after
+STOP micro-batches, once, and leaves FOLDER/killed; a run that is let live has STOP 0. Rank r ends with FOLDER/end r.pt.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ SAMPLES, UPDATES = 22, 4
 
 def main(folder: str, stop: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    rank, life = dist.get_rank(), os.environ["TORCHELASTIC_RESTART_COUNT"]
-    (Path(folder) / f"life {life}").touch()
+    rank, killed = dist.get_rank(), Path(folder) / "killed"
     torch.manual_seed(1)
     data = TensorDataset(torch.randn(SAMPLES, 5))
     model = DistributedDataParallel(nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
@@ -47,7 +46,8 @@ def main(folder: str, stop: str) -> None:
                 saved.with_suffix(".new").replace(saved)
                 dist.barrier()
                 seen += 1
-                if life == "0" and rank == 1 and seen == int(stop):
+                if rank == 1 and seen == int(stop) and not killed.exists():
+                    killed.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             group.step()
             if accumulator.progress.updates == UPDATES:

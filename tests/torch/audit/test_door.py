@@ -340,8 +340,6 @@ def test_ctrl_c_gives_the_report_so_far(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background job ignores Ctrl-C, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert [process.stdout.readline() for _ in range(3)] == ["update 1\n", "update 2\n", "ready\n"]
     os.killpg(process.pid, signal.SIGINT)
