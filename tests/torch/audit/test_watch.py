@@ -318,3 +318,105 @@ def test_a_scheduler_whose_class_the_loop_brings_is_counted(often):
     assert "step" in vars(Halving)
     assert Halving.step.__qualname__.endswith("Halving.step")
     assert not hasattr(Halving.step, "__wrapped__")
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+@pytest.mark.parametrize("clears", [True, False])
+def test_steps_to_another_place_are_no_part_of_the_update(steps, clears):
+    """SAM: gradients, a step uphill, the gradients there. Where the first are left in, they are."""
+    model, optimizer = made()
+    with watch(model, optimizer, target_batch=4 * steps, updates=2) as report:
+        for update in range(3):
+            there = batches(12)[steps * update :][:steps]
+            for uphill in (True, False):
+                for inputs, targets in there:
+                    (F.cross_entropy(model(inputs), targets) / steps).backward()
+                with torch.no_grad():
+                    for each in model.parameters():
+                        if uphill:
+                            each.before = each.clone()
+                            each += 0.05 * each.grad / each.grad.norm()
+                        else:
+                            each.copy_(each.before)
+                if clears and uphill:
+                    optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert (report.verdict == "right") == clears
+    assert bool(codes(report)) != clears
+    if clears:
+        assert report.facts["effective_batch"] == 4 * steps
+
+
+def test_a_search_along_a_line_evaluates_one_batch_several_times():
+    model, _ = made()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    inputs, targets = batches(1)[0]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    with watch(model, optimizer, target_batch=4) as report:
+        for _ in range(4):
+            optimizer.step(closure)
+    assert (report.verdict, codes(report)) == ("right", [])
+
+
+@pytest.mark.parametrize(("factor", "divided", "found"), [(4, 1, []), (4, 4, ["GA102"]), (1, 1, ["GA101"])])
+def test_what_the_loop_s_own_hooks_do_to_gradients_is_followed(factor, divided, found):
+    model, optimizer = made()
+    for each in model.parameters():
+        each.register_hook(lambda gradient: gradient / factor)
+    with watch(model, optimizer, target_batch=16) as report:
+        for index, (inputs, targets) in enumerate(batches()):
+            (F.cross_entropy(model(inputs), targets) / divided).backward()
+            if (index + 1) % STEPS == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert codes(report) == found
+
+
+def test_layers_that_learn_less_by_a_hook_are_the_person_s():
+    model, optimizer = made()
+    next(model.parameters()).register_hook(lambda gradient: gradient * 0.1)
+    with watch(model, optimizer, target_batch=16) as report:
+        train(model, optimizer, batches())
+    assert (report.verdict, codes(report)) == ("right", [])
+
+
+def test_clipping_by_a_hook_is_clipping_within_the_group():
+    model, optimizer = made()
+    for each in model.parameters():
+        each.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    with watch(model, optimizer, target_batch=16) as report:
+        train(model, optimizer, batches())
+    assert codes(report) == ["GA110"]
+
+
+def test_a_scheduler_that_is_told_where_it_is_counts_nothing():
+    model, optimizer = made()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10)
+    with watch(model, optimizer, target_batch=16) as report:
+        for index, (inputs, targets) in enumerate(batches()):
+            (F.cross_entropy(model(inputs), targets) / STEPS).backward()
+            if (index + 1) % STEPS == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            schedule.step(index / 12)
+    assert codes(report) == []
+
+
+def test_views_of_one_sample_are_told_from_micro_batches_by_what_was_wanted():
+    for wanted, found in ((16, []), (32, []), (8, ["GA115"])):
+        model, optimizer = made()
+        with watch(model, optimizer, target_batch=wanted) as report:
+            for index, (inputs, _) in enumerate(batches()):
+                both = torch.cat([model(inputs), model(inputs + 0.1)])
+                (both.square().mean() / STEPS).backward()
+                if (index + 1) % STEPS == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        assert codes(report) == found

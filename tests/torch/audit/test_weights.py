@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - as everybody writes it
+from torch.utils.checkpoint import checkpoint
 
 from gradaccum.torch.audit.weights import Instrument
 
@@ -37,7 +38,7 @@ LOSSES = {
     "class weights": (lambda x: nll(x, "mean", weight=CLASS_WEIGHTS), lambda x: nll(x, weight=CLASS_WEIGHTS), 5),
     "by hand": (own_mean, lambda x: F.cross_entropy(x, TARGETS.clamp(min=0), reduction="none") * MASK, 5),
     "chosen rows": (lambda x: nll(x)[TARGETS != -100].mean(), nll, 5),
-    "mean with the ignored": (lambda x: nll(x).mean(), nll, 6),
+    "mean with the ignored": (lambda x: nll(x).mean(), nll, 5),
     "gathered": (
         lambda x: -torch.log_softmax(x, -1).gather(1, TARGETS.clamp(min=0)[:, None]).squeeze(1).mean(),
         lambda x: F.cross_entropy(x, TARGETS.clamp(min=0), reduction="none"),
@@ -153,6 +154,54 @@ def test_a_fused_loss_is_counted_by_the_targets_that_it_saved():
 def test_a_batch_without_targets_weighs_nothing():
     (term,) = seen(F.cross_entropy(logits(), torch.full((ROWS,), -100), reduction="sum"))
     assert term.units["counted"] == 0
+
+
+def test_what_a_checkpoint_would_compute_again_is_not_looked_at():
+    """To look at a target that checkpointing left out would run the forward pass, and count its calls."""
+    ran = []
+
+    def loss_of(x):
+        ran.append(1)
+        return nll(x * 1, "sum")
+
+    x = logits()
+    loss = checkpoint(loss_of, x, use_reentrant=False)
+    instrument = Instrument()
+    instrument.attach(loss)
+    assert len(ran) == 1
+    loss.backward()
+    instrument.detach()
+    (term,) = instrument.settle()
+    assert term.units == {}
+    assert len(ran) == 2
+    with torch.autograd.graph.save_on_cpu():  # which only moves tensors
+        (term,) = seen(nll(logits() * 1, "sum"))
+    assert term.units["counted"] == 5
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_loss_inside_a_compiled_graph_is_not_known(backend):
+    compiled = torch.compile(lambda x, y: F.cross_entropy(x * 1, y), backend=backend)
+    (term,) = seen(compiled(logits(), TARGETS) / 4)
+    assert term.units == ({} if backend == "aot_eager" else {"elements": 6, "rows": 6, "counted": 5, "weighed": 5})
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum"])
+def test_class_weights_are_what_a_sum_weighs(kind):
+    (term,) = seen(nll(logits(), kind, weight=CLASS_WEIGHTS))
+    there = TARGETS != -100
+    assert term.units["weighed"] == pytest.approx(float(CLASS_WEIGHTS[TARGETS[there]].sum()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "contrastive"),
+    [([0, 1], True), ([1, 0], False), ([2, 0, 1], True), ([3, 4, 5], True), ([0, 0, 1], False), ([0, 2, 4], False)],
+)
+def test_classes_that_are_the_samples_themselves(asked, contrastive):
+    rows = len(asked)
+    x = torch.randn(rows, 2 * rows, requires_grad=True)
+    (term,) = seen(F.cross_entropy(x, torch.tensor(asked)))
+    assert term.in_batch == contrastive
 
 
 def test_a_loss_without_a_graph_has_no_terms():

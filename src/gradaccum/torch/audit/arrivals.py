@@ -11,16 +11,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gradaccum.torch.audit.sketch import LENGTH, combination, factor, norm, plus
+from gradaccum.torch.audit.sketch import LENGTH, LOW, SAME, combination, factor, norm, plus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradaccum.torch.audit.records import Pass, Sketch, UpdateSeen
-
-SAME = 2e-3
-"""Residual up to which a sketch is explained; half types have LOW."""
-LOW = 5e-2
 
 Key = tuple[int, int]
 LEAK = -1
@@ -87,6 +83,7 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
                 state[rank] = _times(state[rank], change)
         together = _together(there, updates, sharded, within) if len(there) == world else None
         found.reduced.append(together is not None)
+        found.touched += [(rank, at[rank]) for rank, each in there if each.bent]
         for rank, each in there:
             if not sharded and together is None and (overwritten := _overwritten(each, within)) is not None:
                 found.unexplained.append((rank, at[rank]))

@@ -44,6 +44,7 @@ class Group:
     considered: set[tuple[int, int]]
     target_batch: int | None = None
     nominal_steps: int | None = None
+    framework: str = "torch"
 
     @property
     def steps(self) -> int:
@@ -96,8 +97,11 @@ class Group:
         """Samples of the update over all ranks; None where they were not seen.
 
         A pass whose model call was not seen has as many as its loss has rows, by the rows of a sample in other passes.
+        Several calls of the model in a pass may be micro-batches or views of one: what was wanted decides.
         """
         passes = [self.seen(key) for key in self.passes]
+        if self.target_batch is not None and self.target_batch in _readings(passes):
+            return self.target_batch
         known = [(each.samples, rows) for each in passes if each.samples and (rows := _rows(each))]
         if not known:
             return None
@@ -132,7 +136,8 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
         common = _common(arrived, clipped) / (len(ranks) if arrived.apart else 1)
         foreign = _foreign(arrived, updates, consumed, optimizer)
-        own = [key for key in _keys(updates) if key not in foreign]
+        elsewhere = _elsewhere(arrived, updates)
+        own = [key for key in _keys(updates) if key not in foreign and key not in elsewhere]
         made, unknown = _families(updates, own, common, tolerance)
         if dropped := _thrown_away(arrived, own):
             kept = [key for key in own if key not in dropped]
@@ -152,6 +157,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             set(own),
             ranks[0].target_batch,
             ranks[0].nominal_steps,
+            ranks[0].framework,
         )
 
 
@@ -208,6 +214,20 @@ def _keys(updates: Sequence[UpdateSeen]) -> list[tuple[int, int]]:
     return [(rank, index) for rank, update in enumerate(updates) for index in range(len(update.passes))]
 
 
+def _elsewhere(arrived: Arrivals, updates: Sequence[UpdateSeen]) -> set[tuple[int, int]]:
+    """Passes that were cleared, with the parameters elsewhere than in the last one: steps to another place, as SAM and
+    line searches take them, which are no part of the update.
+    """
+    if not arrived.seen:
+        return set()
+    return {
+        (rank, index)
+        for rank, update in enumerate(updates)
+        for index, each in enumerate(update.passes)
+        if each.place != update.passes[-1].place and arrived.reach((rank, index)) == 0.0
+    }
+
+
 def _thrown_away(arrived: Arrivals, own: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
     """The first passes of each rank, where they were cleared and all after them arrived: a group that was dropped."""
     if not arrived.seen:
@@ -242,6 +262,16 @@ def _clipped(events: Sequence[Event]) -> float:
         if each.name == "clip" and len(each.values) == 2:
             total *= min(1.0, each.values[1] / (each.values[0] + 1e-6))
     return total
+
+
+def _readings(passes: Sequence[Pass]) -> set[float]:
+    """The samples of all passes, where the calls of each are so many micro-batches, or views of fewer."""
+    calls = [each.calls for each in passes]
+    several = len(calls[0]) if calls else 0
+    if several < 2 or any(len(each) != several or None in each for each in calls):
+        return set()
+    total = sum(sample or 0 for each in calls for sample in each)
+    return {total / views for views in range(1, several + 1) if several % views == 0}
 
 
 def _rows(each: Pass) -> float | None:

@@ -38,7 +38,7 @@ class Item:
     @property
     def weight(self) -> float:
         """Of one unit, in the update."""
-        return (self.term.weight or 0.0) * self.arrival
+        return (self.term.weight or 0.0) * self.arrival * self.of.hooked
 
     def units(self, unit: str) -> float | None:
         """How many of that unit it has; None where that is not known."""
@@ -167,7 +167,7 @@ class Family:
         """How often each item's way was divided by that number, and not multiplied by it; the arrival included."""
         found = []
         for each in self.weighty:
-            ways = [abs(value) for value in (*each.term.factors, each.arrival)]
+            ways = [abs(value) for value in (*each.term.factors, each.arrival, each.of.hooked)]
             divided = sum(near(value * number, 1.0, self.tolerance) for value in ways)
             found.append(divided - sum(near(value, number, self.tolerance) for value in ways))
         return min(found, default=0)
@@ -209,7 +209,7 @@ def weighs(term: Term) -> bool:
     """Whether what was read is a weight: not where a loop multiplies each element's loss by a number of its own, one by
     one, or hands a gradient of its own to the backward pass.
     """
-    if term.weight is None or term.kind == "nonlinear" or (term.kind == "opaque" and not term.units):
+    if term.weight is None or term.kind == "nonlinear" or not term.units:
         return False
     return term.kind != "each" and term.spread < 1.01
 
@@ -219,7 +219,18 @@ def families(items: Sequence[Item], tolerance: float) -> list[Family]:
     in a pass or several times (losses that were added up): the coarsest grouping under which all is right is meant.
     """
     tried = [_grouped(items, key, tolerance) for key in _groupings(items)]
-    return next((found for found in tried if all(each.right for each in found)), _meant(tried))
+    whole = next((found for found in tried if all(each.right for each in found)), None)
+    return whole or _summands(items, tried[0], tolerance) or _meant(tried)
+
+
+def _summands(items: Sequence[Item], together: Sequence[Family], tolerance: float) -> list[Family]:
+    """The terms of a loss that has several of one kind, each with a coefficient of its own, as a critic's; empty where
+    they may as well be the losses of several micro-batches, added up.
+    """
+    apart = _grouped(items, lambda item: (item.term.reduction, item.position), tolerance)
+    several = all(len(each.items) > 1 for each in apart) and len(apart) > len(together)
+    meant = all(each.fine for each in apart) and any(each.right for each in apart)
+    return apart if several and meant and not any(each.flat or each.own_mean() for each in together) else []
 
 
 def _meant(tried: list[list[Family]]) -> list[Family]:

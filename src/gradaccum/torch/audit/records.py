@@ -65,7 +65,8 @@ class Pass:
     after it. calls: the samples of each call of the model since the pass before; None where they were not seen;
     unlearnt: of calls without gradients. by_name: its gradients were asked for with torch.autograd.grad, and what
     becomes of them is the loop's. serial: this pass among all of the rank. events: since the pass before, or the
-    last update.
+    last update. place: where the witness's parameters stood. hooked: by what the loop's own hooks on parameters
+    multiplied what came; bent: whether they changed it otherwise.
     """
 
     site: str
@@ -78,6 +79,9 @@ class Pass:
     after: Sketch | None
     reduces: bool | None = None
     by_name: bool = False
+    place: list[float] | None = None
+    hooked: float = 1.0
+    bent: bool = False
     loss_dtype: str = "float32"
     events: list[Event] = field(default_factory=list)
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 LENGTH = 16
 """Numbers in one sketch. A difference of two gradients shows unless all projections miss it."""
 
+SAME = 2e-3
+"""Residual up to which a sketch is explained; half types have LOW."""
+LOW = 5e-2
+
 MOST_ELEMENTS = 8192
 MOST_PARAMETERS = 6
 
@@ -33,11 +37,19 @@ class Witness:
         self._projections: dict[int, torch.Tensor] = {}
         self._hooked: torch.Tensor | None = None
         self._handles: list[Any] = []
+        self._pairs: dict[int, list[torch.Tensor]] = {}
 
     def listen(self) -> None:
         """Take in what the next backward passes bring to the parameters, before it is added to anything."""
-        if not self._handles and not self.sharded:
-            self._handles = [each.register_hook(self._hear(index)) for index, each in enumerate(self.parameters)]
+        if self._handles or self.sharded:
+            return
+        for index, each in enumerate(self.parameters):
+            if each._backward_hooks:  # the loop's own, which may change what arrives: looked at before and behind them
+                own = dict(each._backward_hooks)
+                each._backward_hooks.clear()  # autograd runs them in the order in which they were put in
+                self._handles.append(each.register_hook(self._hear_first(index)))
+                each._backward_hooks.update(own)
+            self._handles.append(each.register_hook(self._hear(index)))
 
     def deafen(self) -> None:
         """Take the hooks away."""
@@ -49,6 +61,22 @@ class Witness:
         """The sketch of what came since the last call; None where nothing did."""
         found, self._hooked = self._hooked, None
         return found
+
+    def hooks(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each parameter that has hooks of the loop's own, what came before and behind them since the last call."""
+        found = [(pair[0], pair[1]) for pair in self._pairs.values() if len(pair) == 2]
+        self._pairs.clear()
+        return found if len(found) == len(self.parameters) else []
+
+    def place(self) -> torch.Tensor | None:
+        """Where the parameters stand, as one number each; None where they are sharded."""
+        if self.sharded:
+            return None
+        import torch
+
+        with torch.no_grad():
+            sums = [each.detach().double().sum() for each in self.parameters]
+            return torch.stack([each.to(sums[0].device) for each in sums]) if sums else None
 
     def among(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether any of its parameters is one of them."""
@@ -82,6 +110,14 @@ class Witness:
         def hook(gradient: torch.Tensor) -> None:
             part = self._sketch(index, gradient)
             self._hooked = part if self._hooked is None else self._hooked + part
+            if index in self._pairs:
+                self._pairs[index].append(part)
+
+        return hook
+
+    def _hear_first(self, index: int) -> Any:
+        def hook(gradient: torch.Tensor) -> None:
+            self._pairs[index] = [self._sketch(index, gradient)]
 
         return hook
 
@@ -116,6 +152,16 @@ def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 # Arithmetic of sketches, which needs no torch
+
+
+def common_factor(pairs: Sequence[tuple[Sketch, Sketch]], within: float) -> tuple[float, bool]:
+    """By what all first sketches were multiplied to give the second ones, 1 where by no common number; and whether
+    each was multiplied by one at all.
+    """
+    found = [factor(before, after) for before, after in pairs]
+    ratios = [ratio for ratio, _ in found]
+    alike = bool(ratios) and max(ratios) - min(ratios) <= within * max(map(abs, ratios))
+    return (ratios[0] if alike else 1.0), all(rest <= within for _, rest in found)
 
 
 def plus(sketches: Iterable[Sketch | None]) -> Sketch | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradaccum.torch.audit.records import Event, OptimizerSeen, Pass, UpdateSeen
-from gradaccum.torch.audit.sketch import Witness
+from gradaccum.torch.audit.sketch import LOW, SAME, Witness, common_factor
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,10 @@ class Happened:
 
 @dataclass
 class OpenPass:
-    """A backward pass whose numbers may still be on the device. sketches: before, heard, after; see records.Pass."""
+    """A backward pass whose numbers may still be on the device. sketches: before, heard, after; see records.Pass.
+
+    hooks: sketches before and behind the loop's own hooks, of each parameter.
+    """
 
     site: str
     instrument: Instrument
@@ -76,6 +79,8 @@ class OpenPass:
     dtype: str
     events: list[Happened]
     by_name: bool
+    place: torch.Tensor | None
+    hooks: list[tuple[torch.Tensor, torch.Tensor]]
 
     def settled(self) -> Pass:
         """With its numbers; waits for the device."""
@@ -83,6 +88,8 @@ class OpenPass:
         before, heard, after = (None if each is None else each.tolist() for each in self.sketches)
         events = [each.settled() for each in self.events]
         calls, unlearnt = self.calls
+        pairs = [(first.tolist(), last.tolist()) for first, last in self.hooks]
+        hooked, straight = common_factor(pairs, SAME if self.dtype in ("float32", "float64") else LOW)
         return Pass(
             site=self.site,
             terms=terms,
@@ -96,4 +103,7 @@ class OpenPass:
             by_name=self.by_name,
             loss_dtype=self.dtype,
             events=events,
+            place=None if self.place is None else self.place.tolist(),
+            hooked=hooked,
+            bent=not straight,
         )

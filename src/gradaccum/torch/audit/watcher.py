@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -257,6 +257,8 @@ class Watcher:
                     dtype=dtype,
                     events=each.events,
                     by_name=by_name,
+                    place=each.witness.place(),
+                    hooks=each.witness.hooks(),
                 )
             )
             each.events = []
@@ -308,7 +310,7 @@ class Watcher:
         return result
 
     def _scheduler_step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._schedulers_deep == 0:
+        if self._schedulers_deep == 0 and not _names_its_place(scheduler, args, kwargs):
             optimizer = getattr(scheduler, "optimizer", None)
             watched = self._watched.get(id(getattr(optimizer, "optimizer", optimizer)))
             if watched is not None:
@@ -397,6 +399,13 @@ def _samples(values: list[Any]) -> int | None:
         if isinstance(each, (list, tuple)):
             return _samples(list(each))
     return None
+
+
+def _names_its_place(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a scheduler is told where it is, as by `step(epoch + i / len(loader))`, and counts nothing."""
+    if isinstance(scheduler, ReduceLROnPlateau):  # whose first argument is a metric
+        return False
+    return (args[0] if args else kwargs.get("epoch")) is not None
 
 
 def _with_own_step(kind: type[Any]) -> list[type[Any]]:

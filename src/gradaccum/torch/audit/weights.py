@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -151,7 +152,8 @@ class Instrument:
         found.leaf = f"{found.leaf} of {name_of(edge[0])}".removeprefix(" of ")
         found.units = element_units(*edge)
         found.own_weights = name_of(edge[0]) in ("Mul", "Div") and constant(edge[0], name_of(edge[0])) is not None
-        found.at = self._hook(edge, measured)
+        ignored = _ignored(edge[0])
+        found.at = self._hook(edge, measured if ignored is None else partial(measured, but=ignored))
         self._found.append(found)
 
     # Hooks
@@ -223,8 +225,13 @@ def first(gradient: torch.Tensor) -> torch.Tensor:
     return gradient.reshape(-1)[0].double()
 
 
-def measured(gradient: torch.Tensor) -> torch.Tensor:
-    """Count of the elements that are not 0, their mean, the largest and the smallest magnitude. Shape (4,)."""
+def measured(gradient: torch.Tensor, but: torch.Tensor | None = None) -> torch.Tensor:
+    """Count of the elements that are not 0, their mean, the largest and the smallest magnitude. Shape (4,).
+
+    but: elements that are left out, of the gradient's shape.
+    """
+    if but is not None and but.shape == gradient.shape:
+        gradient = gradient.masked_fill(but, 0.0)
     flat = gradient.reshape(-1).double()
     size = flat.abs()
     there = size != 0
@@ -304,7 +311,7 @@ def _of_one_element(node: Any) -> bool:
 
 
 def in_batch(node: Any) -> Any:
-    """Whether a class is asked for each row in turn, of as many as there are rows or rows of all ranks: the samples of
+    """Whether each row asks for a class of its own, of as many as there are rows or rows of all ranks: the samples of
     the batch are each other's classes.
     """
     target, (logits, index) = _saved(node, "_saved_target"), node.next_functions[0]
@@ -317,14 +324,25 @@ def in_batch(node: Any) -> Any:
         return False
     if rows < 2 or classes % rows:
         return False
-    return (target - target[0] == torch.arange(rows, device=target.device)).all()
+    asked = target - target[0] if rows == 2 else target.sort().values - target.min()  # of two any order is likely
+    return (asked == torch.arange(rows, device=target.device)).all()
 
 
 def _saved(node: Any, name: str) -> Any:
     try:
+        if _made_anew(getattr(node, name.replace("_saved", "_raw_saved", 1), None)):
+            return None
         return getattr(node, name, None)
     except RuntimeError:  # it was released
         return None
+
+
+def _made_anew(raw: Any) -> bool:
+    """Whether a saved tensor comes from a forward pass that is run again, as under checkpointing: to look at it would
+    run the model once more than the loop does.
+    """
+    hook = getattr(raw, "unpack_hook", None)
+    return hook is not None and getattr(hook, "__module__", "") != "torch.autograd.graph"
 
 
 def loss_units(node: Any) -> tuple[dict[str, Any], Any]:
@@ -333,14 +351,27 @@ def loss_units(node: Any) -> tuple[dict[str, Any], Any]:
     if not isinstance(target, torch.Tensor):
         return {}, None
     units: dict[str, Any] = {"elements": target.numel(), "rows": target.shape[0] if target.dim() else 1}
+    if (classes := _saved(node, "_saved_weight")) is not None and not target.is_floating_point():
+        there = target != _signed(_saved(node, "_saved_ignore_index"))
+        units["weighed"] = torch.where(there, classes[target.clamp(0, len(classes) - 1)], 0.0).sum()
     if (ignored := _saved(node, "_saved_ignore_index")) is None:
         return {**units, "counted": target.numel()}, target.numel()
-    ignored = ignored - 2**64 if ignored >= 2**63 else ignored
-    units["counted"] = (target != ignored).sum()
+    units["counted"] = (target != _signed(ignored)).sum()
     if (total := _saved(node, "_saved_total_weight")) is not None and reduces(node) == MEAN:
         units["weighed"] = total
         return units, total
     return units, units["counted"]
+
+
+def _ignored(node: Any) -> torch.Tensor | None:
+    """Where a loss of each element has a target that counts nothing, though a gradient arrives there."""
+    target, ignored = _saved(node, "_saved_target"), _saved(node, "_saved_ignore_index")
+    return target == _signed(ignored) if isinstance(target, torch.Tensor) and ignored is not None else None
+
+
+def _signed(index: int | None) -> int:
+    """An ignore index as a node saves it, without its sign."""
+    return -100 if index is None else index - 2**64 if index >= 2**63 else index
 
 
 def element_units(node: Any, index: int) -> dict[str, Any]:
@@ -360,7 +391,11 @@ def element_units(node: Any, index: int) -> dict[str, Any]:
 
 def saved_counts(node: Any) -> dict[str, Any]:
     """Of a function that is not known: the targets that it saved, or the rows of the first tensor that it saved."""
+    if node.name().startswith("CompiledFunction"):
+        return {}  # what a compiled graph keeps is its own
     try:
+        if any(_made_anew(each) for each in node._raw_saved_tensors):
+            return {}
         tensors = [each for each in node.saved_tensors if isinstance(each, torch.Tensor)]
     except (AttributeError, RuntimeError):
         return {}

@@ -145,10 +145,12 @@ def _scaler(group: Group) -> Iterator[Found]:
 
 def _in_batch(group: Group) -> Iterator[Found]:
     """A contrastive loss, whose classes are the samples of its own micro-batch."""
-    items = [item for family in group.families for item in family.items if item.term.in_batch]
-    if len({(item.rank, item.index) for item in items}) > len(group.updates):
-        rows = int(items[0].term.units.get("rows", 0))
-        yield Found("GA119", {"update": group.number, "term": items[0].term.leaf, "classes": rows})
+    for family in group.families:
+        passes = {(item.rank, item.index) for item in family.items}
+        if len(passes) > len(group.updates) and all(item.term.in_batch for item in family.items):
+            rows = int(family.items[0].term.units.get("rows", 0))
+            yield Found("GA119", {"update": group.number, "term": family.items[0].term.leaf, "classes": rows})
+            return
 
 
 # The weights of a loss term
@@ -283,6 +285,11 @@ def _constant(family: Family, group: Group, usual: Group, where: dict[str, objec
         )
     elif (scale := _loss_scale(family)) and not any(e.name == "unscale" for u in group.updates for e in u.events):
         yield Found("GA117", {**where, "scale": scale})
+    elif sums and group.framework == "transformers" and not family.fine and family.first_total < 1 - family.tolerance:
+        yield Found(
+            "GA102",
+            {**where, "times": 1 / family.first_total, "of": "targets, as counted", "total": family.first_total},
+        )
     elif not family.fine and 1 + family.tolerance < (total := family.first_total) <= steps:
         yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": total})
 
