@@ -17,7 +17,10 @@ full = pytest.mark.full  # what the zoo says of itself changes with the zoo alon
     "framework",
     [
         "torch",
-        *[pytest.param(name, marks=full) for name in ("accelerate", "fabric", "lightning", "transformers", "trl")],
+        *[
+            pytest.param(name, marks=full)
+            for name in ("accelerate", "fabric", "lightning", "transformers", "trl", "heldout", "heldoutframeworks")
+        ],
     ],
 )
 def test_the_big_batch_s_gradient_comes_in_right_loops_and_in_no_wrong_one(framework, capfd):

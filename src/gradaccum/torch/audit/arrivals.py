@@ -73,7 +73,12 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
     for keys in rounds(updates):
         there = [(rank, updates[rank].passes[index]) for rank, index in keys]
         at = dict(keys)
-        for rank, each in there:
+        by_hand = _joined_between(updates, at, within) if world > 1 and not sharded and all(at.values()) else None
+        if by_hand is not None:
+            state = [_times(_sum(state), by_hand) for _ in state]
+            for changes in found.changes:
+                changes.append(1.0)
+        for rank, each in there if by_hand is None else ():
             if index := at[rank]:
                 change, rest = factor(updates[rank].passes[index - 1].after, each.before)
                 change = 1.0 if updates[rank].passes[index - 1].after is None else _whole(change, within)
@@ -194,6 +199,18 @@ def factor_rest(own: Sketch | None, after: Sketch | None) -> float:
     if not size or own is None or after is None:
         return 1.0 if size else 0.0
     return norm([b - a for a, b in zip(own, after, strict=True)]) / size
+
+
+def _joined_between(updates: Sequence[UpdateSeen], at: dict[int, int], within: float) -> float | None:
+    """By what the sum over the ranks was multiplied, where the loop brought it together before these passes."""
+    if len(at) < len(updates):
+        return None
+    left = [update.passes[at[rank] - 1].after for rank, update in enumerate(updates)]
+    found = [update.passes[at[rank]].before for rank, update in enumerate(updates)]
+    if None in left or not any(factor(*pair)[1] > within for pair in zip(left, found, strict=True)):
+        return None
+    ratios = [factor(plus(left), each) for each in found]
+    return ratios[0][0] if all(rest < within and abs(ratio - ratios[0][0]) < within for ratio, rest in ratios) else None
 
 
 def _all_equal(sums: Sequence[Sketch | None], within: float) -> bool:

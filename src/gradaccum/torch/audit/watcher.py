@@ -53,6 +53,7 @@ class Watcher:
         self._handles: list[Any] = []
         self._watched: dict[int, Watched] = {}
         self._only = {id(each) for each in optimizers}
+        self._frozen: dict[int, Optimizer] = {}
         self._models: list[weakref.ref[torch.nn.Module]] = []
         self._forward_handles: list[Any] = []
         # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
@@ -107,6 +108,10 @@ class Watcher:
     def _attach(self, optimizer: Optimizer) -> Watched | None:
         known = self._watched.get(id(optimizer))
         if known is None and (not self._only or id(optimizer) in self._only):
+            if not any(each.requires_grad for group in optimizer.param_groups for each in group["params"]):
+                self._frozen[id(optimizer)] = optimizer  # for now, as Lightning does in another optimizer's turn
+                return None
+            self._frozen.pop(id(optimizer), None)
             known = Watched(optimizer, len(self._watched))
             self._watched[id(optimizer)] = known
             self.seen.optimizers.append(known.described())
@@ -197,6 +202,8 @@ class Watcher:
     ) -> tuple[Instrument, list[Watched]] | None:
         if not self._watched:
             self._discover()
+        for each in list(self._frozen.values()):
+            self._attach(each)
         auditing = [each for each in self._watched.values() if self._audits(each)]
         if inputs is not None:
             auditing = [each for each in auditing if each.witness.among(inputs)]

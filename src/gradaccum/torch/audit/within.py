@@ -89,12 +89,15 @@ def _never(group: Group) -> Found:
 
 
 def _only_last(group: Group, used: set[tuple[int, int]]) -> bool:
-    """Whether gradients were cleared after each micro-batch: every stretch between two clearings is as long."""
+    """Whether gradients were cleared after each micro-batch: between two clearings lie the losses of one."""
     for rank, (update, changes) in enumerate(zip(group.updates, group.arrivals.changes, strict=True)):
         clears = [index + 1 for index, change in enumerate(changes[: len(update.passes) - 1]) if change == 0.0]
-        stretches = itertools.pairwise([0, *clears, len(update.passes)])
-        lengths = {sum((rank, index) in used for index in range(a, b)) for a, b in stretches} - {0}
-        if not clears or len(lengths) > 1:
+        stretches = [
+            [update.passes[index].site for index in range(a, b) if (rank, index) in used]
+            for a, b in itertools.pairwise([0, *clears, len(update.passes)])
+        ]
+        several = any(len(sites) != len(set(sites)) for sites in stretches)  # micro-batches of one line of the loop
+        if not clears or several or len({len(sites) for sites in stretches if sites}) > 1:
             return False
     return not group.arrivals.unexplained
 
@@ -137,10 +140,13 @@ def _ranks(group: Group, best: float) -> Iterator[Found]:
 def _scaler(group: Group) -> Iterator[Found]:
     """Clipping before the gradients were unscaled."""
     names = [each.name for each in group.updates[0].events]
+    before = names[: names.index("unscale")] if "unscale" in names else []
     changes = group.arrivals.changes[0]
     changed = changes[-1] / (group.clipped or 1.0) if changes else 1.0
-    if "clip" in names and "unscale" in names and names.index("clip") < names.index("unscale") and changed < 0.9:
+    if "clip" in before and changed < 0.9:
         yield Found("GA117", {"update": group.number, "scale": 1 / changed if changed else 0.0})
+    elif "clip_value" in before and group.main is not None and (scale := _loss_scale(group.main)):
+        yield Found("GA117", {"update": group.number, "scale": scale})
 
 
 def _in_batch(group: Group) -> Iterator[Found]:
