@@ -130,6 +130,18 @@ def test_a_micro_batch_without_a_target_gives_no_verdict():
     assert "0/0" in found.remarks[0]
 
 
+@pytest.mark.parametrize("empty", [0, 1])
+def test_beside_its_weight_a_micro_batch_without_a_target_counts_nothing(empty):
+    """Of x = 2, 5 | 10, 20 one half is masked: the batch's gradient is the mean of the other."""
+    x, mask = torch.tensor([2.0, 5.0, 10.0, 20.0]), torch.ones(4)
+    mask[2 * empty : 2 * empty + 2] = 0
+    found = verify(Scalar(), lambda m, b: ((m(b[0]) * b[1]).sum(), b[1].sum()), (x, mask), 2)
+    assert (found.verdict, found.findings) == ("right", ())
+    assert (found.table[0].ratio, found.table[0].error) == (pytest.approx(1), 0)
+    wrong = verify(Scalar(), lambda m, b: ((m(b[0]) * b[1]).mean(), b[1].sum()), (x, mask), 2)
+    assert wrong.verdict == "fault"
+
+
 def contrastive(model, batch):
     """In-batch negatives: each row's positive is the same row of the other view."""
     one, other = (functional.normalize(model(each), dim=1) for each in batch)
@@ -147,7 +159,7 @@ def test_in_batch_negatives_are_named_whatever_the_weights_look_like():
 def test_batchnorm_is_the_cause_where_frozen_statistics_agree():
     model = network(nn.BatchNorm1d(16))
     found = verify(model, entropy, labelled())
-    assert (found.verdict, codes(found)) == ("fault", ["GA112"])
+    assert (found.verdict, codes(found), found.findings[0].severity) == ("fault", ["GA112"], "error")
     assert found.findings[0].evidence["error_with_frozen_statistics"] < 1e-4 < found.findings[0].evidence["error"]
     assert verify(model.eval(), entropy, labelled()).verdict == "right"
 
@@ -289,7 +301,9 @@ WITH_LOSS = {
     "must return a scalar loss, or (loss_sum, weight), not a tensor of shape (4,)": lambda m, b: m(b),
     "must return a scalar loss, or (loss_sum, weight), not float": lambda m, b: 1.0,
     "without a gradient": lambda m, b: mean(m, b).detach(),
-    "returned the weight 0: it must be above 0": lambda m, b: (total(m, b), 0),
+    "returned the weight 0 for the whole batch": lambda m, b: (total(m, b), 0),
+    "returned the weight -1: it must be 0 or more": lambda m, b: (total(m, b), -1),
+    "returned the weight nan: it must be 0 or more": lambda m, b: (total(m, b), float("nan")),
     "must return a weight always or never": lambda m, b: (total(m, b), 2) if len(b) == 4 else total(m, b),
 }
 

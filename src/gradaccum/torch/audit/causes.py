@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradaccum.core.audit import ERROR, WARNING, AuditFinding
+from gradaccum.core.audit import ERROR, AuditFinding
 from gradaccum.show.audit_words import unit_words
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def cause(joined: Joined, frozen: Joined | None, normalised: Sequence[str]) -> I
         return
     yield AuditFinding(
         "GA112",
-        WARNING,
+        ERROR,  # measured here: a watched loop, whose weights are right, is only warned
         f"BatchNorm in training mode ({', '.join(normalised[:3])}) normalises each micro-batch by itself.",
         {"modules": list(normalised[:3]), "error": joined.error, "error_with_frozen_statistics": frozen.error},
         "no accumulation makes it equal to the big batch",

@@ -69,12 +69,12 @@ def part_of(value: Any, samples: int, start: int, end: int) -> Any:
 
 
 def loss_and_weight(returned: Any) -> tuple[torch.Tensor, float | None]:
-    """The loss, and its weight where there is one."""
+    """The loss, and its weight where there is one: 0 for a micro-batch without a target."""
     weight = None
     if isinstance(returned, tuple) and len(returned) == 2:
         returned, weight = returned[0], float(returned[1])
-        if not weight > 0:
-            raise refused("loss_of", f"returned the weight {weight:g}: it must be above 0")
+        if not weight >= 0:
+            raise refused("loss_of", f"returned the weight {weight:g}: it must be 0 or more")
     if not isinstance(returned, torch.Tensor) or returned.numel() != 1:
         what = (
             f"a tensor of shape {tuple(returned.shape)}"

@@ -105,7 +105,8 @@ def verify(
 ) -> Verification:
     """Compare one update as one batch with the same update as micro-batches.
 
-    loss_of(model, batch): a mean loss as a scalar, or (loss_sum, weight): the sum, and the tokens or samples in it.
+    loss_of(model, batch): a mean loss as a scalar, or (loss_sum, weight): the sum, and the tokens or samples in it, 0
+    for a micro-batch without a target.
     batch: a tensor, or a tuple, list or dict of them; samples along the first dimension. micro_batch: samples of one
     part, a divisor of the batch. It runs on copies of the model, whose gradients, mode and buffers stay, as the
     random state does. Memory: a copy of the model, and three sets of gradients in float64.
@@ -184,6 +185,8 @@ class _Comparison:
     def _joined(self, way: _Way) -> Joined:
         """The batch's gradient, and the micro-batches' put together as a loop does."""
         whole = self._gradient(self.batch, way)
+        if whole.weight == 0:
+            raise refused("loss_of", "returned the weight 0 for the whole batch: an update of nothing has no gradient")
         divisor = 1.0 if whole.weight is None else whole.weight
         total = {name: torch.zeros_like(each) for name, each in whole.of.items()}
         witnesses, weights, units = [], [], []
