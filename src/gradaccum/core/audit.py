@@ -83,7 +83,9 @@ class AuditedUpdate:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All of it. verdict: right, fault, or not seen. not_seen: what the verdict says nothing about."""
+    """All of it. verdict: right, fault, or not seen. not_seen: what the verdict says nothing about. script_exit: the
+    command's own code, 0 where it was ended; None where a loop was watched. updates_wanted: after so many it is ended.
+    """
 
     verdict: str
     findings: tuple[AuditFinding, ...]
@@ -92,6 +94,7 @@ class AuditReport:
     not_seen: tuple[str, ...] = ()
     script_exit: int | None = None
     tolerance: float = 0.0
+    updates_wanted: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The JSON contract."""
@@ -104,4 +107,5 @@ class AuditReport:
             "not_seen": list(self.not_seen),
             "tolerance": self.tolerance,
             "script_exit": self.script_exit,
+            "updates_wanted": self.updates_wanted,
         }

@@ -84,8 +84,31 @@ def _which(updates: Sequence[AuditedUpdate]) -> str:
     return f"Update{'' if len(updates) == 1 else 's'} {numbers} of {plain(updates[0].optimizer)}"
 
 
+INTERRUPTED = 130
+"""The code of a command that Ctrl-C ended."""
+
+
 def headline(report: AuditReport) -> str:
-    """The verdict in one line."""
+    """The verdict in one line, and how the script ended where it failed."""
+    return _verdict(report) + _failure(report)
+
+
+def _failure(report: AuditReport) -> str:
+    """`; but the script ended by itself with exit code 7 after 1 of 3 updates`"""
+    if not report.script_exit:
+        return ""
+    by_optimizer: dict[str, int] = {}
+    for each in report.updates:
+        by_optimizer[each.optimizer] = by_optimizer.get(each.optimizer, 0) + 1
+    made = min(by_optimizer.values(), default=0)
+    wanted = report.updates_wanted
+    after = f"{made} of {plural(wanted, 'update')}" if wanted and made < wanted else plural(made, "update")
+    if report.script_exit == INTERRUPTED:
+        return f"; but it was interrupted after {after}"
+    return f"; but the script ended by itself with exit code {report.script_exit} after {after}"
+
+
+def _verdict(report: AuditReport) -> str:
     seen = f"in {plural(len(report.updates), 'audited update')}"
     if report.verdict == FAULT:
         codes = ", ".join(_each_once([each.code for each in report.findings if each.severity == ERROR]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from gradaccum.core.audit import NOT_SEEN, RIGHT
+from gradaccum.show.audit_words import headline
 from gradaccum.torch.audit import run as runner
 from gradaccum.torch.audit.records import OptimizerSeen, Pass, RankSeen, Term, UpdateSeen
 from gradaccum.torch.audit.run import Ran, Record, environment, exit_code, latest, missing, report_of
@@ -103,6 +104,21 @@ def test_exit_codes():
     assert exit_code(report_of(Ran(0, [record(weight=1 / 4)], []))) == 1  # not divided
     assert exit_code(report_of(Ran(3, [record(weight=1 / 4, stopped=False)], []))) == 3
     assert exit_code(report_of(Ran(0, [], []))) == 0
+
+
+def test_of_a_script_that_fails_early_the_headline_says_so():
+    report = report_of(Ran(7, [record(stopped=False, enough=False, updates=1)], []), 3)
+    assert headline(report) == (
+        "right: in 1 audited update, what one big batch would do; "
+        "but the script ended by itself with exit code 7 after 1 of 3 updates"
+    )
+    report = report_of(Ran(130, [record(stopped=False, enough=False, updates=2, weight=1 / 4)], []), 3)
+    assert headline(report).endswith("(GA101); but it was interrupted after 2 of 3 updates")
+    assert headline(report_of(Ran(1, [record(stopped=False)], []), 3)).endswith("exit code 1 after 3 updates")
+    nothing = report_of(Ran(1, [], []), 3)
+    assert headline(nothing).startswith("not seen: ")
+    assert headline(nothing).endswith("with exit code 1 after 0 of 3 updates")
+    assert set(nothing.facts.values()) == {None}
 
 
 def test_what_was_never_reached_is_named():
@@ -211,6 +227,23 @@ def test_a_signal_ends_the_command_and_the_report_comes_after(number):
     assert process.returncode == 128 + number
 
 
+def test_after_ctrl_c_a_launcher_s_own_code_is_none():
+    """torchrun makes 1 of it; a command that ends well in spite of it has its own 0."""
+    code = (
+        "import signal, sys, time\n"
+        "def end(*_): sys.exit(int(sys.stdin.readline()))\n"
+        "signal.signal(signal.SIGINT, end)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    for own, expected in ((1, 130), (0, 0)):
+        process = audited(code=code, stdin=subprocess.PIPE)
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(f"{own}\n", timeout=60)
+        assert process.returncode == expected
+        assert ("interrupted after 0 of 3 updates" in err) == (own == 1)
+        assert "1 rank" not in err
+
+
 # An epoch that is cut
 
 
@@ -231,6 +264,13 @@ def test_an_epoch_that_nothing_cut_is_not_said_to_be_cut():
     report = runner.audit(command(leaves(record())), epoch_end=True)
     assert "epoch_cut" not in report.facts
     assert any(each.startswith("the end of an epoch") for each in report.not_seen)
+
+
+def test_an_epoch_that_is_short_as_it_is_needs_no_cut():
+    report = runner.audit(command(leaves(Record(seen(), 1.0, True, True, False, True, whole=True))), epoch_end=True)
+    assert "epoch_cut" not in report.facts
+    assert report.facts["epoch_end"] == "as it is: no DataLoader gave more than 5 batches, so that none was cut"
+    assert report.not_seen == ()
 
 
 def test_groups_of_one_have_no_short_one():

@@ -301,6 +301,7 @@ def test_a_loader_that_is_shorter_was_not_cut(started):
     session = started(batches=5)
     assert len(list(DataLoader(range(5)))) == 5
     assert not session._was_cut
+    assert session._ends_by_itself
 
 
 def test_what_begins_is_asked_for_in_the_folder(tmp_path, monkeypatch):

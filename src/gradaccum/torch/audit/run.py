@@ -34,7 +34,7 @@ LATE = 5.0
 @dataclass(frozen=True)
 class Record:
     """What one process left. began: seconds since the epoch. enough: it saw all updates; stopped: it was ended then;
-    cut: a loader's epoch was cut in it; ended: the record is its last.
+    cut: a loader's epoch was cut in it; ended: the record is its last; whole: a loader's epoch was short enough as it is.
     """
 
     seen: RankSeen
@@ -43,11 +43,14 @@ class Record:
     stopped: bool
     cut: bool
     ended: bool
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One run of the command. code: as a shell has it, 128 and the signal's number where one ended it."""
+    """One run of the command. code: as a shell has it, 128 and the signal's number where one ended it; also where
+    Ctrl-C did, and a launcher says 1.
+    """
 
     code: int
     records: list[Record]
@@ -76,18 +79,23 @@ def audit(
     wanted = {"updates": updates, "target_batch": target_batch, **waits}
     ran = run(command, wanted, stdout)
     if not epoch_end or not ran.records or (ran.code and not ran.stopped):
-        return report_of(ran)
+        return report_of(ran, updates)
     steps = max(update.micro_batches for record in ran.records for update in record.seen.updates)
     if steps < 2:
-        return report_of(replace(ran, not_seen=[*ran.not_seen, "a short last group: an update is one micro-batch"]))
+        one = "a short last group: an update is one micro-batch"
+        return report_of(replace(ran, not_seen=[*ran.not_seen, one]), updates)
     groups, rest = updates - 1, (steps + 1) // 2
-    ran = run(command, {**wanted, "batches": groups * steps + rest}, stdout)
-    cut: dict[str, object] = {"groups": groups, "micro_batches": steps, "last_group": rest}
-    if not any(each.cut for each in ran.records):
+    batches = groups * steps + rest
+    ran = run(command, {**wanted, "batches": batches}, stdout)
+    if any(each.cut for each in ran.records):
+        about: dict[str, object] = {"epoch_cut": {"groups": groups, "micro_batches": steps, "last_group": rest}}
+    elif any(each.whole for each in ran.records):
+        about = {"epoch_end": f"as it is: no DataLoader gave more than {batches} batches, so that none was cut"}
+    else:
+        about = {}
         ran.not_seen.append("the end of an epoch: no DataLoader of PyTorch gave the batches, so that none could be cut")
-        return report_of(ran)
-    report = report_of(ran)
-    return replace(report, facts={**report.facts, "epoch_cut": cut})
+    report = report_of(ran, updates)
+    return replace(report, facts={**report.facts, **about})
 
 
 def run(command: Sequence[str], wanted: dict[str, Any], stdout: Any = None) -> Ran:
@@ -96,10 +104,12 @@ def run(command: Sequence[str], wanted: dict[str, Any], stdout: Any = None) -> R
         folder = Path(name)
         (folder / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
         process = subprocess.Popen(command, env=environment(name), stdout=stdout)
-        with _signals_are_its_own(process):
+        with _signals_are_its_own(process) as interrupts:
             code = process.wait()
             records = _gathered(folder)
         not_seen = _not_reached(command, folder, records)
+    if code and interrupts:
+        code = -signal.SIGINT  # of which a launcher makes a code of its own
     return Ran(code if code >= 0 else 128 - code, records, not_seen)
 
 
@@ -110,11 +120,15 @@ def environment(folder: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _signals_are_its_own(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Ctrl-C reaches the command too: it ends as it wants to, and the report comes after. To end us is to end it."""
+def _signals_are_its_own(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Ctrl-C reaches the command too: it ends as it wants to, and the report comes after. To end us is to end it.
 
-    def wait(*_: object) -> None:
-        pass
+    Gives a list into which each Ctrl-C is put.
+    """
+    interrupts: list[int] = []
+
+    def wait(number: int, _: object) -> None:
+        interrupts.append(number)
 
     def hand_on(number: int, _: object) -> None:
         process.send_signal(number)
@@ -127,7 +141,7 @@ def _signals_are_its_own(process: subprocess.Popen[bytes]) -> Iterator[None]:
     except ValueError:  # signals belong to another thread of ours
         before = {}
     try:
-        yield
+        yield interrupts
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -197,11 +211,13 @@ def _not_reached(command: Sequence[str], folder: Path, records: Sequence[Record]
     return found
 
 
-def report_of(ran: Ran) -> AuditReport:
-    """One report for all ranks, and what the command made of itself."""
+def report_of(ran: Ran, wanted: int | None = None) -> AuditReport:
+    """One report for all ranks, and what the command made of itself. wanted: updates that were asked for."""
     code = 0 if ran.stopped else ran.code
     ranks = latest(ran.records)
-    report = judge([each.seen for each in ranks] or [RankSeen()], code)
+    report = replace(judge([each.seen for each in ranks] or [RankSeen()], code), updates_wanted=wanted)
+    if not ranks:
+        report = replace(report, facts=dict.fromkeys(report.facts))
     also = list(ran.not_seen)
     if ran.stopped and ran.code:
         also.append(f"what the command did after it was stopped: it ended with {ran.code}")

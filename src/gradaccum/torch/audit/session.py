@@ -87,7 +87,7 @@ class Session:
         self._counts: dict[int, int] = {}
         self._thread = 0
         self._next_write = 0.0
-        self._was_cut = False
+        self._was_cut = self._ends_by_itself = False
 
     def start(self) -> None:
         """Begin to watch, and cut the loaders where that is wanted."""
@@ -149,6 +149,7 @@ class Session:
             "enough": self.enough,
             "stopped": self.stopped,
             "cut": self._was_cut,
+            "whole": self._ends_by_itself,
             "ended": ended,
             "seen": seen.to_dict(),
         }
@@ -231,12 +232,19 @@ class Session:
 
     def _next_batch(self, original: Callable[..., Any], iterator: Any) -> Any:
         assert self.wanted.batches is not None
+        if iterator._num_yielded == 0:
+            self._ends_by_itself |= self._is_short(iterator)
         if iterator._num_yielded >= self.wanted.batches:
-            self._was_cut |= not self._ends_itself(iterator)
+            self._was_cut |= not self._is_short(iterator)
             raise StopIteration
-        return original(iterator)
+        try:
+            return original(iterator)
+        except StopIteration:
+            self._ends_by_itself = True
+            raise
 
-    def _ends_itself(self, iterator: Any) -> bool:
+    def _is_short(self, iterator: Any) -> bool:
+        """Whether an epoch has no more batches than are wanted."""
         try:
             return len(iterator._index_sampler) <= (self.wanted.batches or 0)
         except TypeError:  # it has no length
