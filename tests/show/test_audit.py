@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from gradaccum.core.audit import AuditedMicroBatch, AuditedUpdate, AuditFinding, AuditReport
 from gradaccum.show.audit import as_fragment, as_html, as_text
 from gradaccum.show.audit_picture import weights_picture
+from gradaccum.show.audit_words import evidence_words, headline
 from gradaccum.show.text import Style
 from tests.show import drawing
 from tests.show.markup import having, parse, the, words
@@ -51,10 +52,11 @@ MEANS = AuditFinding(
     "GA103",
     "error",
     "A mean of means.",
-    {"term": "NllLoss", "counts": [[4, 3, 2, 4]], "largest_by_smallest": 2.0},
+    {"term": "NllLoss", "unit": "counted", "counts": [[4, 3, 2, 4]], "largest_by_smallest": 2.0, "updates": [0, 1]},
     "short ones are learnt more",
     "sum and divide once",
 )
+EVIDENCE = "loss term NllLoss; the largest weight is 2 times the smallest; 4, 3, 2, 4 targets; in updates 0, 1"
 # 13 tokens; each micro-batch has a quarter of the gradient, so a token of one with n weighs 13 / (4 n).
 UNEVEN = update([(13 / 16, 4.0), (13 / 12, 3.0), (13 / 8, 2.0), (13 / 16, 4.0)])
 EVEN = update([(1.0, 4.0)] * 4)
@@ -95,11 +97,73 @@ def test_the_verdict_stands_first_in_one_line():
 
 
 def test_a_finding_has_its_code_evidence_consequence_and_fix():
-    _, _, message, evidence, meaning, fix, *_ = as_text(FAULT).splitlines()
+    _, _, message, evidence, meaning, fix, *_ = as_text(FAULT, width=132).splitlines()
     assert message == "error GA103: A mean of means."
-    assert evidence.split(maxsplit=1) == ["evidence", "term NllLoss; counts 4, 3, 2, 4; largest by smallest 2"]
+    assert evidence.split(maxsplit=1) == ["evidence", EVIDENCE]
     assert meaning.split(maxsplit=3) == ["what", "it", "means", "short ones are learnt more"]
     assert fix.split(maxsplit=1) == ["fix", "sum and divide once"]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (
+            {"term": "NllLoss", "times": 4, "of": "micro-batches", "total": 4.0, "updates": [2]},
+            "loss term NllLoss; a factor of 4, the number of micro-batches; the weights sum to 4, where 1 is right; "
+            "in update 2",
+        ),
+        (
+            {"term": "NllLoss", "micro_batches": 2, "divided_by": 4, "total": 0.5},
+            "loss term NllLoss; 2 micro-batches, divided by 4; the weights sum to 0.5, where 1 is right",
+        ),
+        ({"term": "Aux", "times": 4, "total": 0.4}, "loss term Aux; counted 4 times, its factors add up to 0.4"),
+        ({"lost": 2, "micro_batches": 4}, "2 of 4 micro-batches"),
+        (
+            {"ranks": 2, "passes": 8, "all": True, "updates": [0]},
+            "8 backward passes, on 2 ranks; these are all of them; in update 0",
+        ),
+        ({"ranks": 2, "passes": 3, "all": False}, "3 backward passes, on 2 ranks"),
+        ({"unit": "counted", "counts": [[4, 3], [2, 2]]}, "4, 3 targets on rank 0; 2, 2 on rank 1"),
+        ({"unit": "weighed", "counts": [7, 4]}, "7, 4 units of weight"),
+        ({"times": 4, "bytes": 2**20, "optimizer": 1}, "4 times; 1 MiB each; optimizer 1"),
+        ({"effective_batch": 16, "target_batch": 64}, "16 samples in an update, 64 wanted"),
+        ({"new_number": 3, "share": None}, "new number 3; share not seen"),
+    ],
+)
+def test_evidence_is_said_in_words(evidence, said):
+    assert evidence_words(evidence) == said
+
+
+def test_counts_of_many_ranks_are_cut():
+    assert evidence_words({"unit": "rows", "counts": [[1, 2]] * 10}).endswith("; 1, 2 on rank 7; and 2 more ranks")
+
+
+def test_what_a_micro_batch_holds_has_the_name_of_what_its_loss_counts():
+    held = replace(update([(1.0, 4.0), (1.0, 1.0), (1.0, 2.5)]), unit="counted")
+    text = as_text(replace(RIGHT, updates=(held,)))
+    assert [line.split("  ")[-1] for line in text.splitlines() if line.startswith("  micro-batch")] == [
+        "4 targets",
+        "1 target",
+        "2.5 targets",
+    ]
+    titles = [each.text for each in drawing.read(weights_picture(held, "t", 2e-4)).iter(drawing.SPACE + "title")]
+    assert titles[2] == "rank 0, micro-batch 1: weight 1, 1 target"
+
+
+@pytest.mark.parametrize(
+    ("code", "made", "said"),
+    [
+        (7, 1, "; but the script ended by itself with exit code 7 after 1 of 3 updates"),
+        (7, 3, "; but the script ended by itself with exit code 7 after 3 updates"),
+        (130, 1, "; but it was interrupted after 1 of 3 updates"),
+        (0, 1, ""),
+        (None, 1, ""),
+    ],
+)
+def test_the_headline_says_how_a_script_failed(code, made, said):
+    updates = tuple(replace(EVEN, number=number, optimizer=name) for number in range(made) for name in ("A", "B"))
+    report = replace(RIGHT, updates=updates, script_exit=code, updates_wanted=3)
+    assert headline(report) == headline(replace(report, script_exit=None)) + said
 
 
 def test_bars_of_the_text_are_as_long_as_the_weights():
@@ -131,7 +195,7 @@ def test_facts_say_the_persons_numbers_and_what_is_not_known():
         "effective batch": "16 samples; the target is 64",
         "loss tokens": "11, 12, 13 per update",
         "scheduler steps": "not seen",
-        "last group": "2 micro-batches",
+        "last update": "2 micro-batches",
         "left over": "1 micro-batch without an update",
         "not seen": "what XLoss weighs",
     }.items():
@@ -181,7 +245,7 @@ def test_the_page_says_what_the_text_says():
     (finding,) = having(root, "finding")
     assert words(finding[0]) == "error GA103: A mean of means."
     assert [(words(each[0]), words(each[1])) for each in finding[1]] == [
-        ("evidence", "term NllLoss; counts 4, 3, 2, 4; largest by smallest 2"),
+        ("evidence", EVIDENCE),
         ("what it means", "short ones are learnt more"),
         ("fix", "sum and divide once"),
     ]

@@ -58,8 +58,8 @@ class AuditedMicroBatch:
 
 @dataclass(frozen=True)
 class AuditedUpdate:
-    """One audited update of one optimizer. total: the sum of all weights, 1 for a mean; scale: gradient as received by
-    that of the big batch.
+    """One audited update of one optimizer. total: the sum of all weights, 1 for a mean. unit: what its loss counts, as
+    `counted` (targets), `samples`, `rows` or `elements`.
     """
 
     number: int
@@ -68,6 +68,7 @@ class AuditedUpdate:
     effective_batch: int | None
     units: float | None
     total: float | None
+    unit: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The entry of the JSON contract."""
@@ -78,6 +79,7 @@ class AuditedUpdate:
             "effective_batch": self.effective_batch,
             "units": self.units,
             "total": self.total,
+            "unit": self.unit,
         }
 
 

@@ -75,7 +75,7 @@ def _finding(finding: AuditFinding, width: int, style: Style) -> list[str]:
     marked = style.strong(name) if finding.severity == "note" else style.warning(name)
     lines = [first.replace(name, marked, 1), *rest]
     for label, value in (
-        ("evidence", evidence_words(finding)),
+        ("evidence", evidence_words(finding.evidence)),
         ("what it means", finding.consequence),
         ("fix", finding.fix),
     ):

@@ -121,7 +121,7 @@ def _heading(words: str) -> Markup:
 
 
 def _finding(finding: AuditFinding) -> Markup:
-    rows = [("evidence", evidence_words(finding)), ("what it means", plain(finding.consequence))]
+    rows = [("evidence", evidence_words(finding.evidence)), ("what it means", plain(finding.consequence))]
     return el(
         "div",
         {"class": f"finding {finding.severity}"},

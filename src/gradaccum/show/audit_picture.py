@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradaccum.show.audit_words import finite, runs_of, scaled, top_of
+from gradaccum.show.audit_words import counted_words, finite, runs_of, scaled, top_of
 from gradaccum.show.html import el
 from gradaccum.show.numbers import plural
 from gradaccum.show.svg import box, line, picture, text
@@ -61,7 +61,7 @@ def weights_picture(update: AuditedUpdate, title: str, tolerance: float, narrow:
             )
             continue
         base = y + ABOVE + HIGH
-        drawn.append(_rank(by_rank[rank], top, base, tolerance, frame))
+        drawn.append(_rank(by_rank[rank], update.unit, top, base, tolerance, frame))
         drawn.append(text(0, base - 2, f"rank {rank}", kind="faint"))
         y = base + BELOW
     return picture(title, weights_words(update), frame.width, y, drawn)
@@ -95,7 +95,7 @@ def _ends(items: Sequence[int], most: int, ends: tuple[int, int]) -> list[int | 
 
 
 def _rank(
-    micro_batches: Sequence[AuditedMicroBatch], top: float, base: int, tolerance: float, frame: Frame
+    micro_batches: Sequence[AuditedMicroBatch], unit: str | None, top: float, base: int, tolerance: float, frame: Frame
 ) -> list[Child]:
     """One rank's bars, the line at 1, and what is left out."""
     one = base - scaled(1.0, top, HIGH)
@@ -107,7 +107,7 @@ def _rank(
         if each is None:
             drawn.append(text(x + (width >> 1), base + 14, "\u2026", anchor="middle", kind="faint"))
         else:
-            drawn += _bar(each, x, width, base, top, tolerance)
+            drawn += _bar(each, unit, x, width, base, top, tolerance)
         x += width + GAP
     drawn.append(line("axis", f"M{frame.gutter} {base}H{frame.width - 4}"))
     drawn.append(line("one", f"M{frame.gutter} {one}H{frame.width - 4}", dashed=True))
@@ -129,10 +129,12 @@ def _widths(shown: Sequence[AuditedMicroBatch | None], room: int) -> list[int]:
     ]
 
 
-def _bar(each: AuditedMicroBatch, x: int, width: int, base: int, top: float, tolerance: float) -> list[Child]:
+def _bar(
+    each: AuditedMicroBatch, unit: str | None, x: int, width: int, base: int, top: float, tolerance: float
+) -> list[Child]:
     """One micro-batch, with its number under it where there is room for it, and all of it where one points at it."""
     said = "?" if each.weight is None else show_real(each.weight, 3)
-    units = "" if each.units is None else f", {show_real(each.units)} units"
+    units = "" if each.units is None else f", {counted_words(each.units, unit)}"
     words = f"rank {each.rank}, micro-batch {each.index}: weight {said}{units}"
     if each.weight is None or not finite(each.weight):
         height, kind = HIGH >> 1, "unseen"

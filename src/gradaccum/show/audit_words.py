@@ -15,9 +15,9 @@ from gradaccum.units import ratio_of, show_bytes, show_count, show_real
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from gradaccum.core.audit import AuditedUpdate, AuditFinding, AuditReport
+    from gradaccum.core.audit import AuditedUpdate, AuditReport
 
 UNSEEN = "not seen"
 MOST_LISTED = 8
@@ -27,7 +27,7 @@ MOST_LISTED = 8
 @dataclass(frozen=True)
 class Run:
     """Micro-batches first to last of one rank that weigh the same and hold as much. weight: as a share of what it
-    should be; None where it was not seen. units: tokens or samples of one of them.
+    should be; None where it was not seen. units: what the loss of one of them counts, by the name of `unit`.
     """
 
     rank: int
@@ -35,6 +35,7 @@ class Run:
     last: int
     weight: float | None
     units: float | None
+    unit: str | None = None
 
     @property
     def name(self) -> str:
@@ -48,18 +49,18 @@ class Run:
 
     @property
     def units_words(self) -> str:
-        """`4 units`; empty where their number is not known."""
-        return "" if self.units is None else f"{show_real(self.units)} unit{'' if self.units == 1 else 's'}"
+        """`4 targets`; empty where their number is not known."""
+        return "" if self.units is None else counted_words(self.units, self.unit)
 
 
 def runs_of(update: AuditedUpdate) -> list[Run]:
     """The micro-batches of an update by rank, neighbours that look alike in one."""
     found: list[Run] = []
     for each in sorted(update.micro_batches, key=lambda each: (each.rank, each.index)):
-        new = Run(each.rank, each.index, each.index, each.weight, each.units)
+        new = Run(each.rank, each.index, each.index, each.weight, each.units, update.unit)
         last = found[len(found) - 1] if found else None
         if last and (last.rank, last.weight_words, last.units) == (new.rank, new.weight_words, new.units):
-            found[len(found) - 1] = Run(last.rank, last.first, each.index, last.weight, last.units)
+            found[len(found) - 1] = Run(last.rank, last.first, each.index, last.weight, last.units, last.unit)
         else:
             found.append(new)
     return found
@@ -124,11 +125,6 @@ def _each_once(codes: list[str]) -> list[str]:
     return [code for index, code in enumerate(codes) if code not in codes[:index]]
 
 
-def evidence_words(finding: AuditFinding) -> str:
-    """`term NllLoss; times 4; updates 0, 1, 2`"""
-    return "; ".join([f"{_label(name)} {shown(value)}" for name, value in finding.evidence.items()])
-
-
 def tolerance_words(report: AuditReport) -> str:
     """From where on two weights differ."""
     if not report.tolerance:
@@ -137,6 +133,75 @@ def tolerance_words(report: AuditReport) -> str:
         f"weights within {show_real(100 * report.tolerance)}% of each other count as equal: "
         "that much is rounding in the loss's type"
     )
+
+
+# Evidence
+
+PHRASES = (
+    ("loss term {}", "term"),
+    ("a factor of {}, the number of {}", "times", "of"),
+    ("counted {} times, its factors add up to {}", "times", "total"),
+    ("{} of {} micro-batches", "lost", "micro_batches"),
+    ("{} micro-batches, divided by {}", "micro_batches", "divided_by"),
+    ("{} times", "times"),
+    ("{} micro-batches", "micro_batches"),
+    ("the weights sum to {}, where 1 is right", "total"),
+    ("the largest weight is {} times the smallest", "largest_by_smallest"),
+    ("{} of the gradient that the optimizer received", "share_of_gradient"),
+    ("a factor of {} between micro-batches", "factor_between_micro_batches"),
+    ("{} backward passes, on {} ranks", "passes", "ranks"),
+    ("a loss scale of {}", "scale"),
+    ("{} classes, which are the samples of a micro-batch", "classes"),
+    ("{} samples in an update, {} wanted", "effective_batch", "target_batch"),
+    ("{} micro-batches would make them", "steps"),
+    ("modules {}", "modules"),
+    ("added up in {}", "dtype"),
+    ("{} of the batch's gradient", "ratio"),
+    ("{} of the gradient is in no micro-batch", "rest"),
+    ("it would take the weights {}", "weights_needed"),
+    ("an error of {}", "error"),
+    ("an error of {} with frozen statistics", "error_with_frozen_statistics"),
+)
+"""What is said of numbers that are known by name, each with the names in its order."""
+
+
+def evidence_words(evidence: Mapping[str, object]) -> str:
+    """`loss term NllLoss; a factor of 4, the number of micro-batches; in updates 0, 1, 2`. What has no words of its own
+    stands there by its name.
+    """
+    left = dict(evidence)
+    parts = []
+    for words, *names in PHRASES:
+        if all(name in left for name in names):
+            parts.append(words.format(*[shown(left.pop(name)) for name in names]))
+    if "counts" in left:
+        parts.append(held(left.pop("counts"), left.pop("unit", None)))
+    if isinstance(size := left.pop("bytes", None), int):
+        parts.append(f"{show_bytes(size)} each")
+    if left.pop("all", False):
+        parts.append("these are all of them")
+    updates, index = left.pop("updates", None), left.pop("optimizer", None)
+    parts += [f"{_label(name)} {shown(value)}" for name, value in left.items()]
+    if isinstance(index, int):
+        parts.append(f"optimizer {index}")
+    if isinstance(updates, list):
+        parts.append(f"in update{'' if len(updates) == 1 else 's'} {listed(updates)}")
+    return "; ".join(parts)
+
+
+def held(counts: Sequence[object], unit: object) -> str:
+    """`4, 1 targets`; of lists, one for each rank, `4, 1 targets on rank 0; 2, 2 on rank 1`."""
+    lists = [each for each in counts if isinstance(each, (list, tuple))]
+    name = unit_words(unit)
+    if not lists:
+        return f"{listed(counts)} {name}"
+    if len(lists) == 1:
+        return f"{listed(lists[0])} {name}"
+    parts = [
+        f"{listed(each)}{'' if rank else f' {name}'} on rank {rank}" for rank, each in enumerate(lists[:MOST_LISTED])
+    ]
+    more = len(lists) - MOST_LISTED
+    return "; ".join([*parts, f"and {plural(more, 'more rank')}"] if more > 0 else parts)
 
 
 # Facts
@@ -162,7 +227,7 @@ def fact_rows(report: AuditReport) -> list[tuple[str, str]]:
     rows.append(("scheduler steps", _per_update(facts.pop("scheduler_steps_per_update", None))))
     rows.append(("clipping", shown(facts.pop("clipping", None))))
     rows.append(("gradients in", shown(facts.pop("gradient_dtypes", None) or None)))
-    rows.append(("last group", _counted(facts.pop("last_group", None), "micro-batch")))
+    rows.append(("last update", _counted(facts.pop("last_group", None), "micro-batch")))
     if left := facts.pop("micro_batches_without_update", None):
         rows.append(("left over", f"{_counted(left, 'micro-batch')} without an update"))
     rows += [(_label(name), shown(value)) for name, value in facts.items()]
@@ -202,8 +267,7 @@ def _label(name: str) -> str:
 
 # Values
 
-
-UNITS = {"counted": "targets", "weighed": "units of weight"}
+UNITS = {"counted": "targets", "weighed": "units of weight", "None": "units"}
 """What a loss may count, where it has another name for a person."""
 
 
@@ -212,8 +276,16 @@ def unit_words(unit: object) -> str:
     return UNITS.get(str(unit), plain(str(unit)))
 
 
+def counted_words(number: float, unit: object) -> str:
+    """`4 targets`, `1 target`"""
+    first, *rest = unit_words(unit).split(" ", 1)
+    if number == 1 and first.endswith("s"):
+        first = first[: len(first) - 1]
+    return " ".join([show_real(number), first, *rest])
+
+
 def shown(value: object) -> str:
-    """A value of the report for a person; lists of numbers in one line, lists of lists rank by rank."""
+    """A value of the report for a person; lists of numbers in one line."""
     if value is None:
         return UNSEEN
     if isinstance(value, bool):
@@ -230,11 +302,9 @@ def shown(value: object) -> str:
 
 
 def listed(values: Sequence[object]) -> str:
-    """`4, 3, 2`; of more than MOST_LISTED both ends and how many; of lists `4, 3 | 2, 2`."""
+    """`4, 3, 2`; of more than MOST_LISTED both ends and how many."""
     if not values:
         return "none"
-    if any(isinstance(each, (list, tuple)) for each in values):
-        return " | ".join([shown(each) for each in values])
     words = [shown(each) for each in values]
     if len(words) <= MOST_LISTED:
         return ", ".join(words)

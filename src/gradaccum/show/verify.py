@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradaccum.show.audit import cut, row
 from gradaccum.show.audit_page import STYLE, labelled
-from gradaccum.show.audit_words import plain, shown
+from gradaccum.show.audit_words import evidence_words, plain
 from gradaccum.show.html import el, raw
 from gradaccum.units import show_count, show_real
 
@@ -48,7 +48,7 @@ def verify_html(found: Mapping[str, Any]) -> str:
             el("p", {"class": "message"}, f"{each['severity']} {each['code']}: {plain(each['message'])}"),
             labelled(
                 [
-                    ("evidence", shown(each["evidence"])),
+                    ("evidence", evidence_words(each["evidence"])),
                     ("what it means", plain(each["consequence"])),
                     ("fix", plain(each["fix"])),
                 ]

@@ -175,6 +175,15 @@ def test_two_optimizers_and_a_pass_for_the_other_one():
             F.binary_cross_entropy_with_logits(discriminator(fake), torch.ones(6, 1)).backward()
             first.step()
     assert (report.verdict, codes(report)) == ("right", [])
+    # Each has a name of its own, and its own micro-batches alone.
+    assert report.facts["micro_batches_per_update"] == [1, 2]
+    assert sorted(report.facts["optimizers"]) == ["Adam 1", "Adam 2"]
+    own = {each.optimizer: [one.index for one in each.micro_batches] for each in report.updates}
+    assert sorted(own.values()) == [[0], [0, 1]]
+    assert {(each.optimizer, each.number) for each in report.updates} == {
+        (name, number) for name in ("Adam 1", "Adam 2") for number in range(3)
+    }
+    assert "Updates 0, 1, 2 of Adam 2" in str(report)
 
 
 @pytest.mark.parametrize("steps", [1, 512])
@@ -187,6 +196,19 @@ def test_sums_in_bf16_are_measured(steps):
             (model(torch.ones(4, 8, dtype=torch.bfloat16)).mean() / steps).backward()
         optimizer.step()
     assert codes(report) == (["GA113"] if steps > 1 else [])
+
+
+def test_micro_batches_without_a_target_are_among_the_counts():
+    model, optimizer = made()
+    targets = torch.tensor([[0, 1, 1], [0, -100, -100], [-100, -100, -100], [1, 0, -100]])
+    with watch(model, optimizer) as report:
+        for labels in targets:
+            out = model(torch.randn(3, 8))
+            (F.cross_entropy(out, labels, reduction="sum") / (labels >= 0).sum().clamp(min=1) / 4).backward()
+        optimizer.step()
+    assert codes(report)[0] == "GA103"
+    assert report.findings[0].evidence["counts"] == [[3, 1, 0, 2]]
+    assert "hold 3, 1, 0, 2 targets" in report.findings[0].message
 
 
 # It changes nothing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradaccum.core.audit import ERROR, AuditFinding
-from gradaccum.show.audit_words import unit_words
+from gradaccum.show.audit_words import held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,8 +98,8 @@ def _mean_of_means(counts: list[int], unit: str, joined: Joined) -> AuditFinding
     return AuditFinding(
         "GA103",
         ERROR,
-        f"A mean of means: each micro-batch weighs the same though they hold {', '.join(map(str, counts))} "
-        f"{unit_words(unit)}. Weighed by these, they give the batch's gradient.",
+        f"A mean of means: each micro-batch weighs the same though they hold {held(counts, unit)}. Weighed by these, "
+        "they give the batch's gradient.",
         {"unit": unit, "counts": counts, "error": joined.error},
         "what stands in short micro-batches is learnt more than the rest",
         "return (loss_sum, weight) with reduction='sum', and divide by the weight of the whole group in your loop",

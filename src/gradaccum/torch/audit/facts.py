@@ -10,13 +10,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradaccum.torch.audit.groups import Group
-    from gradaccum.torch.audit.records import RankSeen
+    from gradaccum.torch.audit.records import RankSeen, UpdateSeen
+
+
+def names_of(first: RankSeen) -> dict[int, str]:
+    """Of each optimizer that made updates: its class, and a number where several are of one class: `Adam 2`."""
+    used = sorted({each.optimizer for each in first.updates})
+    classes = [first.optimizers[index].name for index in used]
+    return {
+        index: name if classes.count(name) == 1 else f"{name} {classes[: place + 1].count(name)}"
+        for place, (index, name) in enumerate(zip(used, classes, strict=True))
+    }
 
 
 def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, object]:
     """The JSON contract's facts. Unknown is None."""
     first = ranks[0]
-    counts = [update.micro_batches for update in first.updates if not update.skipped]
+    counts = _micro_batches([update for update in first.updates if not update.skipped], groups)
     batches = [batch for group in groups if (batch := group.effective_batch) is not None]
     tokens = [_tokens(group) for group in groups]
     reductions = [sum(group.arrivals.reduced) + group.arrivals.reduced_after for group in groups]
@@ -25,7 +35,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "framework": first.framework,
         "ranks": len(ranks),
         "wrapped": first.wrapped,
-        "optimizers": [first.optimizers[index].name for index in sorted({each.optimizer for each in first.updates})],
+        "optimizers": list(names_of(first).values()),
         "updates": len(counts),
         "audited_updates": len(groups),
         "micro_batches_per_update": _spread(counts),
@@ -41,6 +51,20 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "skipped_updates": sum(update.skipped for update in first.updates),
         "micro_batches_without_update": first.leftover,
     }
+
+
+def _micro_batches(updates: Sequence[UpdateSeen], groups: Sequence[Group]) -> list[int]:
+    """Of each update, less the passes that were another optimizer's, as the audited ones show."""
+    own = {(each.optimizer, each.number): sum(rank == 0 for rank, _ in each.passes) for each in groups}
+    others: dict[int, list[int]] = {}
+    for update in updates:
+        if (update.optimizer, update.number) in own:
+            rest = update.micro_batches - own[update.optimizer, update.number]
+            others.setdefault(update.optimizer, []).append(rest)
+    usual = {optimizer: sorted(rest)[len(rest) // 2] for optimizer, rest in others.items()}
+    return [
+        own.get((each.optimizer, each.number), each.micro_batches - usual.get(each.optimizer, 0)) for each in updates
+    ]
 
 
 def _spread(values: Sequence[int]) -> int | list[int] | None:

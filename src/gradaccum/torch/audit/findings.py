@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradaccum.core.audit import ERROR, NOTE, WARNING, AuditFinding
-from gradaccum.show.audit_words import shown, unit_words
+from gradaccum.show.audit_words import held
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,14 +84,14 @@ KINDS: dict[str, Kind] = {
     ),
     "GA103": Kind(
         ERROR,
-        "A mean of means: each micro-batch weighs the same though they hold {counts} {unit}, so that some weigh "
+        "A mean of means: each micro-batch weighs the same though they hold {held}, so that some weigh "
         "{largest_by_smallest:.3g} times what others do.",
         "what stands in short micro-batches is learnt more than the rest",
         _MEAN_OF_MEANS,
     ),
     "GA104": Kind(
         ERROR,
-        "A mean of means over ranks: each rank weighs the same though they hold {counts} {unit}.",
+        "A mean of means over ranks: each rank weighs the same though they hold {held}.",
         "what stands on ranks with little is learnt more than the rest",
         {
             **_MEAN_OF_MEANS,
@@ -221,8 +221,9 @@ KINDS: dict[str, Kind] = {
 def finding(found: Found, optimizers: Sequence[OptimizerSeen], framework: str) -> AuditFinding:
     """The words for one verdict. framework: torch, accelerate, fabric, lightning, transformers, trl, deepspeed."""
     kind = KINDS[found.code]
-    values: dict[str, Any] = {"unit": "units", **found.evidence}
-    values |= {"unit": unit_words(values["unit"]), "counts": shown(values.get("counts"))}
+    values: dict[str, Any] = {**found.evidence}
+    if "counts" in values:
+        values["held"] = held(values["counts"], values["unit"])
     fix = kind.fixes.get(framework, kind.fixes[""])
     consequence = kind.consequence.format(**values)
     if kind.scale:

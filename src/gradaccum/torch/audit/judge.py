@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import count
 from typing import TYPE_CHECKING
 
 from gradaccum.core.audit import (
@@ -15,7 +16,7 @@ from gradaccum.core.audit import (
     AuditReport,
 )
 from gradaccum.torch.audit.across import over_updates
-from gradaccum.torch.audit.facts import facts_of
+from gradaccum.torch.audit.facts import facts_of, names_of
 from gradaccum.torch.audit.findings import Found, finding
 from gradaccum.torch.audit.groups import groups_of, usual_of
 from gradaccum.torch.audit.within import of_update
@@ -32,9 +33,9 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
     """The report on what all ranks saw, in the order of their ranks."""
     groups = list(groups_of(ranks))
     usual = usual_of(groups)
-    found = _merged(each for group in groups for each in of_update(group, usual[group.optimizer]))
+    found = _merged(_with_empty(each, group) for group in groups for each in of_update(group, usual[group.optimizer]))
     found += over_updates(ranks, groups, found)
-    framework = ranks[0].framework
+    framework, names = ranks[0].framework, names_of(ranks[0])
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
     judged = bool(groups) and all(group.families for group in groups)
     faults = any(each.severity == ERROR for each in findings)
@@ -42,11 +43,25 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
         verdict=FAULT if faults else RIGHT if judged else NOT_SEEN,
         findings=findings,
         facts=facts_of(ranks, groups),
-        updates=tuple(_audited(group, ranks) for group in groups),
+        updates=tuple(_audited(group, names[group.optimizer]) for group in groups),
         not_seen=tuple(_not_seen(ranks, groups)),
         script_exit=script_exit,
         tolerance=max((group.tolerance for group in groups), default=0.0),
     )
+
+
+def _with_empty(found: Found, group: Group) -> Found:
+    """Micro-batches that hold nothing weigh nothing, and have no part in a pattern; a person counts them."""
+    family = next((each for each in group.families if each.name == found.evidence.get("term")), None)
+    counts, unit = found.evidence.get("counts"), str(found.evidence.get("unit"))
+    if family is None or not isinstance(counts, list) or not isinstance(counts[0], list):
+        return found
+    whole: dict[int, list[int]] = defaultdict(list)
+    for each in family.items:
+        number = int(each.units(unit) or 0)
+        if not each.empty or number == 0:
+            whole[each.rank].append(number)
+    return Found(found.code, {**found.evidence, "counts": list(whole.values())}, found.severity)
 
 
 def _merged(found: Iterator[Found]) -> list[Found]:
@@ -65,10 +80,11 @@ def _merged(found: Iterator[Found]) -> list[Found]:
     return list(merged.values())
 
 
-def _audited(group: Group, ranks: Sequence[RankSeen]) -> AuditedUpdate:
-    """The update as data: the weight of each micro-batch's units beside what it should be."""
+def _audited(group: Group, optimizer: str) -> AuditedUpdate:
+    """The update as data: the weight of each micro-batch's units beside what it should be. optimizer: its name."""
     main = group.main
     made = []
+    places: dict[int, Iterator[int]] = defaultdict(count)
     unit = None
     if main is not None:
         unit = main.unit_of(1.0) or next(iter(main.totals()), "counted")
@@ -83,14 +99,16 @@ def _audited(group: Group, ranks: Sequence[RankSeen]) -> AuditedUpdate:
         sums = main is not None and main.sums
         weight = abs(items[0].weight) * reach * (1.0 if sums else whole) if items else None
         units = sum(each.units(unit) or 0.0 for each in items) if items and unit else None
-        made.append(AuditedMicroBatch(rank, index, weight, units, group.updates[rank].passes[index].samples))
+        samples = group.updates[rank].passes[index].samples
+        made.append(AuditedMicroBatch(rank, next(places[rank]), weight, units, samples))
     return AuditedUpdate(
         number=group.number,
-        optimizer=ranks[0].optimizers[group.optimizer].name,
+        optimizer=optimizer,
         micro_batches=tuple(made),
         effective_batch=group.effective_batch,
         units=whole or None,
         total=None if main is None or unit is None else main.total(unit),
+        unit=unit,
     )
 
 

@@ -34,7 +34,7 @@ LATE = 5.0
 @dataclass(frozen=True)
 class Record:
     """What one process left. began: seconds since the epoch. enough: it saw all updates; stopped: it was ended then;
-    cut: a loader's epoch was cut in it; ended: the record is its last; whole: a loader's epoch was short enough as it is.
+    cut: a loader's epoch was cut in it; whole: one was short enough as it is; ended: the record is its last.
     """
 
     seen: RankSeen
