@@ -107,6 +107,14 @@ def test_each_shows_the_fault_on_what_is_installed(framework, tmp_path, capsys):
             assert wrong / right == pytest.approx(4, rel=1e-3)  # the micro-batches of the group
 
 
+@pytest.mark.parametrize("code", ["GA115", "GA120"])
+def test_a_batch_is_the_person_s_own(code, tmp_path, capsys):
+    finding = AuditFinding(code, "error", "m", {"effective_batch": 16, "target_batch": 64}, "c", "f")
+    (path,) = write_repros(AuditReport("fault", (finding,), {"framework": "torch"}, ()), tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert numbers(capsys.readouterr().out) == (16, 64)
+
+
 @pytest.mark.timeout(300)
 def test_two_ranks_start_themselves(tmp_path):
     codes = [code for _, code in ON_TWO_RANKS]

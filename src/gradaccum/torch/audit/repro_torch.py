@@ -265,10 +265,11 @@ for each in x:
 print("right", router.grad.item())
 ''',
     "GA115": '''
-"""Samples of an update where 64 are wanted and 64 // 10 micro-batches of 10 are taken."""
-target, micro_batch = 64, 10
-print("wrong", target // micro_batch * micro_batch)
-print("right", target)
+"""Samples of an update, all of its micro-batches over all ranks, beside those that were wanted."""
+effective_batch = 60
+target_batch = 64
+print("wrong", effective_batch)
+print("right", target_batch)
 ''',
     "GA117": '''
 """Clipped before the loss scale is taken away: the threshold in effect is 1024 times smaller."""
@@ -329,19 +330,21 @@ loss(torch.arange(8)).backward()
 print("right", w.grad.item())
 ''',
     "GA120": '''
-"""Every micro-batch makes an update. Shown: samples of one update, where four micro-batches of two are wanted."""
+"""Every micro-batch makes an update. Shown: samples of one update, beside those that were wanted."""
 import torch
 
+effective_batch = 2
+target_batch = 8
 w = torch.nn.Parameter(torch.tensor(0.0))
 optimizer = torch.optim.SGD([w], lr=0.1)
-parts, updates = torch.arange(8.0).split(2), 0
+parts, updates = torch.arange(float(target_batch)).split(effective_batch), 0
 for part in parts:
     (w * part).mean().backward()
     optimizer.step()
     optimizer.zero_grad()
     updates += 1
-print("wrong", 8 // updates)
-print("right", 8)
+print("wrong", target_batch // updates)
+print("right", target_batch)
 ''',
 }
 """Code -> script."""
