@@ -54,6 +54,27 @@ def test_an_unknown_command_brings_the_nearest(capsys, word, nearest):
     assert nearest in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [["plan", "-m", "4..8", "-g", "a few of them", "-t", "500", "-s", "0"], ["audit"]],
+    ids=["three", "nearest"],
+)
+def test_errors_are_wrapped_on_a_terminal_and_whole_in_a_pipe(capsys, monkeypatch, wrong):
+    assert main(wrong) == 2
+    whole = capsys.readouterr().err
+    assert max(map(len, whole.splitlines())) > 60
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(wrong) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines).split() == whole.split()
+    starts = [line for line in lines if line.startswith("gradaccum: ")]
+    assert starts
+    assert len(starts) == len([line for line in whole.splitlines() if line.startswith("gradaccum: ")])
+    assert all(line.startswith("  ") for line in lines if line not in starts)
+
+
 def test_a_missing_extra_is_said_plainly(capsys, monkeypatch):
     from gradaccum.cli import serve
 

@@ -37,7 +37,23 @@ def test_numbers_may_be_text():
     assert (found.target_batch, found.setup.num_gpus, found.setup.strategy) == (64, 8, "ddp")
     assert (found.setup.sequence_length, found.setup.lora_rank) == (1024, 4)
     assert asked(gpu=Whole.__index__(Whole()) * 2**30).gpu.memory_bytes == 8 * 2**30
-    assert asked(how={"sequence_length": None}).setup.sequence_length == 2048
+    assert asked(model="llama-3.1-8b", how={"sequence_length": None}).setup.sequence_length == 2048
+
+
+def test_sequences_are_as_long_as_the_config_allows_up_to_the_usual_length():
+    """GPT-2 has 1,024 positions (Radford et al. 2019)."""
+    assert asked().setup.sequence_length == 1024
+    assert asked(model=CONFIG).setup.sequence_length == 512
+    assert asked(model=CONFIG | {"max_position_embeddings": 4096}).setup.sequence_length == 2048
+    assert asked(how={"sequence_length": 4096}).setup.sequence_length == 4096
+
+
+def test_a_target_in_tokens_is_the_nearest_number_of_sequences():
+    for target, length, sequences in (("1M tokens", 1024, 977), ("4096 tok", 1024, 4), ("1 tokens", 1024, 1)):
+        assert asked(target_batch=target, how={"sequence_length": length}).target_batch == sequences
+    assert asked(target_batch="2Ki tokens").target_batch == 2  # of 1,024 each, by default
+    own = asked(model=lambda: None, target_batch="1M tokens", how={"sequence_length": 1000})
+    assert own.target_batch == 1000
 
 
 def test_an_image_model_has_the_tokens_that_it_makes_of_an_image():
@@ -62,6 +78,8 @@ def test_an_image_model_has_the_tokens_that_it_makes_of_an_image():
         ({"engine": 3}, ["engine: is one of closed-form, trace, both, not '3'"]),
         ({"target_batch": 64.0}, ["target_batch: must be a whole number, not '64.0'"]),
         ({"target_batch": "many"}, ["target_batch: is not a number: 'many'"]),
+        ({"target_batch": "many tokens"}, ["target_batch: is not a number: 'many'"]),
+        ({"target_batch": "1M tokens", "model": len}, ["target_batch: is in tokens, and nothing says how many"]),
         ({"how": {"seq_len": 8}}, ["seq_len: is nothing that a fit is told under this name; nearest: sequence_length"]),
         ({"how": {"sequence_lenght": 8}}, ["sequence_lenght: is nothing that a fit is told; nearest: sequence_length"]),
         ({"how": {"micro_batch": 8}}, ["micro_batch: is what a fit finds: leave it out"]),

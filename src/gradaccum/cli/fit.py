@@ -36,9 +36,12 @@ TRACED = {
 }
 
 COUNTS = {
-    "sequence_length": ("-s", "tokens of one sequence (default: 2048, or those of an image)"),
+    "sequence_length": (
+        "-s",
+        "tokens of one sequence (default: 2048, fewer where the model allows no more, or an image's)",
+    ),
     "num_gpus": ("-g", "all GPUs of the run (default: 1)"),
-    "target_batch": ("-t", "sequences that you want per update, for the plan"),
+    "target_batch": ("-t", "sequences that you want per update, for the plan; '1M tokens' by their length"),
     "accum_steps": ("-a", "micro-steps per update; two or more are the same (default: as many as the plan needs)"),
 }
 
@@ -109,12 +112,19 @@ def run(arguments: Sequence[str]) -> int:
     from gradaccum.cli.terminal import columns
     from gradaccum.show.fit import fit_text
 
-    print(fit_text(found.to_dict(), found.gpu.name, _in_words(found.setup), columns()))
+    words = _in_words(found.setup, options.sequence_length is None)
+    print(fit_text(found.to_dict(), found.gpu.name, words, columns()))
     return 0
 
 
-def _in_words(setup: Setup | Step) -> str:
-    return setup.words if isinstance(setup, Step) else ", ".join([setup.words, *layout_words(setup)])
+def _in_words(setup: Setup | Step, usual_length: bool) -> str:
+    """How it is trained. usual_length: nothing was said of the sequence's."""
+    if isinstance(setup, Step):
+        return setup.words
+    words = [setup.words, *layout_words(setup)]
+    if usual_length and setup.sequence_length == setup.model.positions:
+        words.append("sequences as long as the model's config allows")
+    return ", ".join(words)
 
 
 def _found(options: argparse.Namespace) -> Fit:

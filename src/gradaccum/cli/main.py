@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _flush_quietly()
         for problem in error.problems:
-            print(f"gradaccum: {_with_flag(problem, argv)}", file=sys.stderr)
+            _print_error(_with_flag(problem, argv))
         return 2
     except GradaccumError as error:
-        print(f"gradaccum: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -122,6 +122,21 @@ def _with_flag(problem: Problem, argv: list[str]) -> str:
     if sum(map(len, nearest)) > 60:
         return "\n".join([f"{text}; nearest:", *[f"  {each}" for each in nearest]])
     return f"{text}; nearest: {' or '.join(nearest)}" if nearest else text
+
+
+def _print_error(message: str) -> None:
+    """On stderr, in lines of a terminal's width; whole where no terminal is, for whoever reads it by lines."""
+    lines = f"gradaccum: {message}".split("\n")
+    if sys.stderr.isatty():
+        from gradaccum.cli.terminal import columns
+        from gradaccum.show.text import wrapped
+
+        width = columns(sys.stderr)
+        for index, line in enumerate(lines):
+            lead = " " * (len(line) - len(line.lstrip()))
+            first, *rest = wrapped(line.lstrip(), width - len(lead) - 2) if len(line) > width else [line.lstrip()]
+            lines[index] = "\n".join([lead + first, *[f"{lead}  {each}" for each in rest]])
+    print("\n".join(lines), file=sys.stderr)
 
 
 def _flush_quietly() -> None:

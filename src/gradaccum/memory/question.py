@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 
 from gradaccum.catalog.gpus import Gpu, find_gpu
 from gradaccum.catalog.models import Model, find_model, read_config
+from gradaccum.core.arithmetic import divide
 from gradaccum.core.fields import NAME_OF
-from gradaccum.core.request import unknown_name
+from gradaccum.core.request import unit_named, unknown_name
 from gradaccum.errors import InputError, Problem
 from gradaccum.memory.engines import names_function, read_engine, take_of_trace
 from gradaccum.memory.layout import with_default_strategy
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 USUAL_LENGTH = 2048
-"""Tokens of a sequence where nothing is said; an image has as many as its model makes of it."""
+"""Tokens of a sequence where nothing is said, if the model's config allows as many; an image has as many as its model
+makes of it."""
 
 OF_A_TRACE = ("allocator", "time_limit")
 OF_A_MODULE = ("batch", "loss")
@@ -65,7 +67,9 @@ def read_question(model: object, gpu: object, target_batch: object, engine: obje
     shapes = None if own else attempt(_model, model)
     card = attempt(_gpu, gpu)
     chosen = attempt(read_engine, engine, own)
-    target = None if target_batch is None else attempt(_count, "target_batch", target_batch, 1)
+    unit, number = unit_named("target_batch", target_batch)
+    number = number.strip() if isinstance(number, str) else number
+    target = None if number is None else attempt(_count, "target_batch", number, 1)
     problems += [_unknown(name) for name in how if name not in KNOWN]
     said: dict[str, Any] = {}
     for name, value in how.items():
@@ -76,7 +80,10 @@ def read_question(model: object, gpu: object, target_batch: object, engine: obje
     traced = {} if own or chosen is None else attempt(take_of_trace, said, chosen)
     setup = None
     if not own:
-        said.setdefault("sequence_length", (shapes and shapes.image_tokens) or USUAL_LENGTH)
+        said.setdefault("sequence_length", USUAL_LENGTH if shapes is None else _usual_length(shapes))
+    if target and unit == "target_tokens":
+        target = attempt(_sequences, target, said.get("sequence_length"))
+    if not own:
         if problems:
             known = [each.field for each in problems]
             problems += [each for each in plain_problems(said) if each.field not in known]
@@ -158,6 +165,11 @@ def _functions(file: str) -> list[str]:
     return [each.name for each in tree.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"][:3]
 
 
+def _usual_length(model: Model) -> int:
+    """Tokens of a sequence where nothing is said."""
+    return model.image_tokens or min(USUAL_LENGTH, model.positions or USUAL_LENGTH)
+
+
 # The rest
 
 
@@ -188,6 +200,14 @@ def _count(name: str, value: object, minimum: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InputError(Problem(name, f"must be a whole number, not {quote(repr(value))}"))
     return at_least(value.__index__(), minimum, name)
+
+
+def _sequences(tokens: int, length: int | None) -> int:
+    """Those that come closest to the tokens."""
+    if length is None:
+        message = "is in tokens, and nothing says how many a sequence has: say sequence_length, or count sequences"
+        raise InputError(Problem("target_batch", message))
+    return max(1, divide(tokens, length, "round"))
 
 
 def _seconds(name: str, value: object) -> float:
