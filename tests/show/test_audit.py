@@ -56,7 +56,9 @@ MEANS = AuditFinding(
     "short ones are learnt more",
     "sum and divide once",
 )
-EVIDENCE = "loss term NllLoss; the largest weight is 2 times the smallest; 4, 3, 2, 4 targets; in updates 0, 1"
+EVIDENCE = (
+    "loss term NllLoss; the largest weight is 2 times the smallest; they hold 4, 3, 2, 4 targets; in updates 0, 1"
+)
 # 13 tokens; each micro-batch has a quarter of the gradient, so a token of one with n weighs 13 / (4 n).
 UNEVEN = update([(13 / 16, 4.0), (13 / 12, 3.0), (13 / 8, 2.0), (13 / 16, 4.0)])
 EVEN = update([(1.0, 4.0)] * 4)
@@ -123,9 +125,9 @@ def test_a_finding_has_its_code_evidence_consequence_and_fix():
             "8 backward passes, on 2 ranks; these are all of them; in update 0",
         ),
         ({"ranks": 2, "passes": 3, "all": False}, "3 backward passes, on 2 ranks"),
-        ({"unit": "counted", "counts": [[4, 3], [2, 2]]}, "4, 3 targets on rank 0; 2, 2 on rank 1"),
-        ({"unit": "weighed", "counts": [7, 4]}, "7, 4 units of weight"),
-        ({"times": 4, "bytes": 2**20, "optimizer": 1}, "4 times; 1 MiB each; optimizer 1"),
+        ({"unit": "counted", "counts": [[4, 3], [2, 2]]}, "they hold 4, 3 targets on rank 0; 2, 2 on rank 1"),
+        ({"unit": "weighed", "counts": [7, 4]}, "they hold 7, 4 units of weight"),
+        ({"times": 4, "bytes": 2**20, "optimizer": "Adam 2"}, "4 times; 1 MiB each; optimizer Adam 2"),
         ({"effective_batch": 16, "target_batch": 64}, "16 samples in an update, 64 wanted"),
         ({"new_number": 3, "share": None}, "new number 3; share not seen"),
     ],
@@ -193,7 +195,7 @@ def test_facts_say_the_persons_numbers_and_what_is_not_known():
     for label, value in {
         "updates": "5, 3 of them audited",
         "effective batch": "16 samples; the target is 64",
-        "loss tokens": "11, 12, 13 per update",
+        "loss targets": "11, 12, 13 per update",
         "scheduler steps": "not seen",
         "last update": "2 micro-batches",
         "left over": "1 micro-batch without an update",
@@ -202,6 +204,8 @@ def test_facts_say_the_persons_numbers_and_what_is_not_known():
         assert re.search(rf"^{label} +{value}$", text, flags=re.MULTILINE), label
     assert "within 0.02%" in text
     assert re.search(r"^script's exit +3$", as_text(MANY), flags=re.MULTILINE)
+    cut = {**FACTS, "epoch_cut": {"groups": 2, "micro_batches": 4, "last_group": 2}}
+    assert "to 2 groups of 4 micro-batches, and one of 2\n" in as_text(replace(RIGHT, facts=cut))
     ranks = {**FACTS, "ranks": 2, "wrapped": "ddp", "reductions_per_update": [1, 4], "reduction_bytes": 2**20}
     assert re.search(
         r"^reductions +1, 4 per update, 1 MiB each$", as_text(replace(RIGHT, facts=ranks)), flags=re.MULTILINE

@@ -175,15 +175,13 @@ def evidence_words(evidence: Mapping[str, object]) -> str:
         if all(name in left for name in names):
             parts.append(words.format(*[shown(left.pop(name)) for name in names]))
     if "counts" in left:
-        parts.append(held(left.pop("counts"), left.pop("unit", None)))
+        parts.append(f"they hold {held(left.pop('counts'), left.pop('unit', None))}")
     if isinstance(size := left.pop("bytes", None), int):
         parts.append(f"{show_bytes(size)} each")
     if left.pop("all", False):
         parts.append("these are all of them")
-    updates, index = left.pop("updates", None), left.pop("optimizer", None)
+    updates = left.pop("updates", None)
     parts += [f"{_label(name)} {shown(value)}" for name, value in left.items()]
-    if isinstance(index, int):
-        parts.append(f"optimizer {index}")
     if isinstance(updates, list):
         parts.append(f"in update{'' if len(updates) == 1 else 's'} {listed(updates)}")
     return "; ".join(parts)
@@ -219,7 +217,7 @@ def fact_rows(report: AuditReport) -> list[tuple[str, str]]:
     rows.append(("updates", _updates(facts)))
     rows.append(("micro-batches", _per_update(facts.pop("micro_batches_per_update", None))))
     rows.append(("effective batch", _batch(facts)))
-    rows.append(("loss tokens", _per_update(facts.pop("loss_tokens", None))))
+    rows.append(("loss targets", _per_update(facts.pop("loss_tokens", None))))
     reductions, size = facts.pop("reductions_per_update", None), facts.pop("reduction_bytes", None)
     if ranks != 1:
         each = f", {show_bytes(size)} each" if isinstance(size, int) and size else ""
@@ -230,6 +228,9 @@ def fact_rows(report: AuditReport) -> list[tuple[str, str]]:
     rows.append(("last update", _counted(facts.pop("last_group", None), "micro-batch")))
     if left := facts.pop("micro_batches_without_update", None):
         rows.append(("left over", f"{_counted(left, 'micro-batch')} without an update"))
+    if isinstance(cut := facts.pop("epoch_cut", None), dict):
+        full = f"{plural(cut['groups'], 'group')} of {_counted(cut['micro_batches'], 'micro-batch')}"
+        rows.append(("epoch cut", f"to {full}, and one of {cut['last_group']}"))
     rows += [(_label(name), shown(value)) for name, value in facts.items()]
     if report.script_exit is not None:
         rows.append(("script's exit", str(report.script_exit)))

@@ -36,6 +36,9 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
     found = _merged(_with_empty(each, group) for group in groups for each in of_update(group, usual[group.optimizer]))
     found += over_updates(ranks, groups, found)
     framework, names = ranks[0].framework, names_of(ranks[0])
+    for each in found:
+        if isinstance(index := each.evidence.get("optimizer"), int):
+            each.evidence["optimizer"] = names[index]
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
     judged = bool(groups) and all(group.families for group in groups)
     faults = any(each.severity == ERROR for each in findings)
