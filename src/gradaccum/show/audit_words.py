@@ -174,8 +174,9 @@ def evidence_words(evidence: Mapping[str, object]) -> str:
     for words, *names in PHRASES:
         if all(name in left for name in names):
             parts.append(words.format(*[shown(left.pop(name)) for name in names]))
-    if "counts" in left:
-        parts.append(f"they hold {held(left.pop('counts'), left.pop('unit', None))}")
+    if isinstance(counts := left.get("counts"), (list, tuple)):
+        del left["counts"]
+        parts.append(f"they hold {held(counts, left.pop('unit', None))}")
     if isinstance(size := left.pop("bytes", None), int):
         parts.append(f"{show_bytes(size)} each")
     if left.pop("all", False):
