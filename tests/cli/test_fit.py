@@ -58,6 +58,21 @@ def test_the_answer_on_one_screen(capsys):
     assert max(map(len, out.splitlines())) < 160
 
 
+def test_a_target_in_tokens_and_a_length_that_the_model_sets(capsys):
+    flags = ["fit", "--model", "gpt2", "--gpu", "rtx-3060-12gb", "-t", "64Ki tokens"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "sequences of 1,024 tokens" in out
+    assert "sequences as long as the model's config allows" in out
+    assert "= 64\n" in out
+    assert "GA032" not in out
+    assert main([*flags, "-s", "2048"]) == 0
+    out = capsys.readouterr().out
+    assert "as long as" not in out
+    assert "= 32\n" in out
+    assert "GA032" in out
+
+
 def test_json_and_quiet(capsys, tmp_path):
     flags = ["fit", "--model", "qwen2.5-7b", "--gpu", "a100-sxm-80gb", "-g", "8", "--strategy", "fsdp2"]
     assert main([*flags, "--checkpointing", "full", "-t", "512", "--json"]) == 0
