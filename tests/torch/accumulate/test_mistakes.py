@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 import gradaccum
 from gradaccum.torch.accumulate import AccumulationError, Accumulator
@@ -152,6 +153,37 @@ def test_gradients_that_change_between_the_passes_of_a_group(kept, beside):
         go(accumulator, batches([4] * 3), answer)
     accumulator.discard()
     go(accumulator, batches([4] * 3), lambda group, x: group.backward(square(model, x), 4))
+
+
+class Turns(nn.Module):
+    """Uses one of its layers in every other pass alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes, self.passes = nn.Linear(4, 3), nn.Linear(4, 3), 0
+
+    def forward(self, x):
+        self.passes += 1
+        return self.always(x) + (self.sometimes(x) if self.passes % 2 else 0)
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize(("mode", "unused"), [("last", False), ("every", False), ("every", True), ("after", True)])
+def test_what_ddp_writes_between_passes_is_its_own(two_ranks, mode, unused, views):
+    model = DistributedDataParallel(
+        Turns() if unused else nn.Linear(4, 3), find_unused_parameters=unused, gradient_as_bucket_view=views
+    )
+    accumulator = Accumulator(model, torch.optim.SGD(model.parameters(), lr=0.1), accum_steps=3, reduce=mode)
+    for _ in range(2):
+        go(accumulator, batches([4] * 6), lambda group, x: group.backward(square(model, x), 4))
+
+    def beside(group, x):
+        group.backward(square(model, x), 4)
+        with model.no_sync():
+            square(model.module, x).backward()
+
+    with pytest.raises(AccumulationError, match="changed between its backward passes"):
+        go(accumulator, batches([4] * 3), beside)
 
 
 def test_what_a_group_may_do_between_its_last_pass_and_its_step():
