@@ -22,17 +22,16 @@ def check_clean(state: State) -> None:
     """Raises AccumulationError where a gradient is there that the group would add its own to. One of zeros adds
     nothing: an optimizer may keep it when it clears, and only then the device is asked.
     """
-    left = [each for each in state.parameters if each.grad is not None or state.sum_of(each) is not None]
-    left = [
-        each
-        for each in left
-        if any(bool(local(found).any()) for found in (each.grad, state.sum_of(each)) if found is not None)
-    ]
+    found = {each: each.grad for each in state.parameters if each.grad is not None}
+    if state.buffers is not None:
+        found |= {each: kept for each in state.parameters if (kept := state.buffers.get(each)) is not None}
+    left = [each for each, kept in found.items() if bool(local(kept).any())]
     if not left:
         return
     state.open = None  # nothing of this group is in them: the next one may begin
     names = {id(each): name for model in state.sync.models for name, each in model.named_parameters()}
-    others = f" and {len(left) - 1} other parameters" if len(left) > 1 else ""
+    more = len(left) - 1
+    others = f" and {more} more parameter{'s' * (more > 1)}" if more else ""
     raise AccumulationError(
         f"there are gradients before the first micro-batch of a group, which would be added to it: of "
         f"{names.get(id(left[0]), 'a parameter')}{others}. A backward pass beside this accumulator's left them, as a "

@@ -72,9 +72,9 @@ class Promise:
             return
         self._waiting = seen, first
         if self._plan.accum_steps > 1 and first not in (None, self._plan.micro_batch):
-            self.goes_on()
+            self.goes_on(stacklevel=5)
 
-    def goes_on(self) -> None:
+    def goes_on(self, stacklevel: int = 3) -> None:
         """The pass has another group."""
         if self._waiting is None:
             return
@@ -88,7 +88,7 @@ class Promise:
         )
         warnings.warn(
             f"an update saw {seen} samples, and the plan's effective batch is {plan.effective_batch}: {cause}",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
     def ends(self) -> None:
