@@ -563,7 +563,8 @@ def test_what_each_way_holds_and_sends_is_told_before(two_ranks):
         ("every", 1000, 4000, False),
         ("after", 1000, 1000, False),
     ]
-    assert re.match(r"\* last +holds 1000 bytes +sends 1000 bytes\n  every ", str(accumulator.explain()))
+    printed = r"reduce= .*\(\* this accumulator\)\n\* last +holds 1000 bytes +sends 1000 bytes\n  every "
+    assert re.match(printed, str(accumulator.explain()))
     model = fully_shard(nn.Linear(25, 10, bias=False), mesh=init_device_mesh("cpu", (2,)))
     accumulator = Accumulator(model, torch.optim.SGD(model.parameters()), accum_steps=4)
     assert table(accumulator) == [("every", 500, 2000, True), ("last", 1000, 500, False)]

@@ -9,7 +9,11 @@ exact          groups of an exact number of samples
 sync           when the ranks' gradients come together, by how the model is wrapped
 boundary       normalise, clip and step
 buffers        sums in another type than the gradients'
+kept           gradients that are there before a group, or change between its passes
 aliased        gradients that the next backward pass would overwrite
+reduced        a loss that is a mean where a sum was asked for
+planned        what a plan asks of the ranks and of the loader
+spelling       options by the names that trainers give them
 explain        what each way to reduce holds and sends
 progress       what was consumed, and batch ramps
 checkpoint     what a restart needs; sampler: batches in an order that may be cut anew

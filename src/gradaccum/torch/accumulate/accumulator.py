@@ -28,8 +28,10 @@ from gradaccum.torch.accumulate.exact import ExactSource
 from gradaccum.torch.accumulate.explain import Explanation, explain
 from gradaccum.torch.accumulate.group import Group
 from gradaccum.torch.accumulate.parts import mesh_size
-from gradaccum.torch.accumulate.recover import run_groups
+from gradaccum.torch.accumulate.planned import Promise, check_arguments, check_ranks, cuts
+from gradaccum.torch.accumulate.recover import Updates, run_groups
 from gradaccum.torch.accumulate.source import Source
+from gradaccum.torch.accumulate.spelling import Advising, options_by_name
 from gradaccum.torch.accumulate.split import samples_of, split
 from gradaccum.torch.accumulate.state import State
 from gradaccum.torch.accumulate.sync import Sync
@@ -55,7 +57,7 @@ NONFINITE_LOSS = ("count", "leave_out")
 MODELS = "models come first: a module, or several"
 
 
-class Accumulator:
+class Accumulator(Advising):
     """Makes groups of micro-batches, and one optimizer update of each group.
 
     models: a module, or several that are stepped together; plain, DDP, FSDP2 or HSDP. optimizers: one, or several; of
@@ -82,6 +84,7 @@ class Accumulator:
     Raises AccumulationError for what cannot be right.
     """
 
+    @options_by_name
     def __init__(
         self,
         models: torch.nn.Module | Sequence[torch.nn.Module],
@@ -207,9 +210,11 @@ class Accumulator:
         elastic: where another number of ranks is there than the plan is for, plan again for these: the same
         micro-batch, and the same effective batch or the nearest, which is warned of.
         Of an exact plan with a smaller last micro-step the batch in which a group ends is cut, and the rest begins the
-        next group. Raises AccumulationError where the plan is for another number of ranks; where it is exact in that
-        way and the model is sharded, sequences are split over ranks, or a rank would have no sample.
+        next group. Of any other, updates that see other samples than it says are warned of, once. Raises
+        AccumulationError where the plan is for another number of ranks; where it is exact in that way and the model is
+        sharded, sequences are split over ranks, or a rank would have no sample.
         """
+        check_arguments(plan, options)
         if plan.context_parallel > 1:
             options.setdefault("context_parallel", plan.context_parallel)
         if elastic:
@@ -217,31 +222,14 @@ class Accumulator:
             sync = Sync(own, "auto", options.get("process_group"), context_parallel=plan.context_parallel)
             plan = for_ranks(plan, sync.world // plan.context_parallel)
         made = cls(models, optimizers, accum_steps=plan.accum_steps, **options)
-        there = made.sync.world // made.sync.context_parallel
-        if there != plan.data_parallel:
-            raise AccumulationError(
-                f"the plan is for {plan.data_parallel} data-parallel ranks, and {there} are there; plan again with "
-                f"num_gpus={there * plan.request.model_parallel}, or say elastic=True"
-            )
-        if plan.effective_batch != plan.device_batch * plan.accum_steps:
-            if made.sync.sharded:
-                raise AccumulationError(
-                    "this plan is exact, with a smaller last micro-step, and a sharded model's passes are collectives "
-                    "that every rank has as many of: plan with rounding='round'"
-                )
-            if plan.context_parallel > 1:
-                raise AccumulationError(
-                    "this plan is exact, with a smaller last micro-step, and splits its sequences over "
-                    f"{plan.context_parallel} ranks, which would have to cut the same one: plan with rounding='round'"
-                )
-            if plan.effective_batch < made.sync.world:
-                raise AccumulationError(
-                    f"this plan has {plan.effective_batch} sequences for {made.sync.world} ranks, so that one would "
-                    f"have none; plan with num_gpus={plan.effective_batch * (plan.num_gpus // plan.data_parallel)}"
-                )
+        check_ranks(plan, made.sync)
+        if cuts(plan):
             made._state.exact = plan.effective_batch
+        else:
+            made._state.promise = Promise(plan)
         return made
 
+    @options_by_name
     def groups(
         self,
         loader: Iterable[Any],
@@ -259,6 +247,7 @@ class Accumulator:
         """
         return self._groups(loader, until_weight, may_skip, count)
 
+    @options_by_name
     def run(
         self,
         loader: Iterable[Any],
@@ -269,7 +258,8 @@ class Accumulator:
         until_weight: float | None = None,
         count: Callable[[Any], int | None] = samples_of,
     ) -> Iterator[Update]:
-        """The whole loop: yields each update of one pass over the loader, and recovers where memory runs out.
+        """The whole loop: yields each update of one pass over the loader, and recovers where memory runs out. Each is
+        made when it is asked for, as by `for update in accumulator.run(...)`: without a loop nothing is trained.
 
         loss_of: from a batch its summed loss, of shape (), and what it sums over; with mean=True its mean loss. Forward
         passes happen here alone. split: from a batch and a number a list of so many parts or fewer; if not given,
@@ -284,7 +274,7 @@ class Accumulator:
         """
         recovers = not self.sync.sharded
         groups = self._groups(loader, until_weight, recovers, count, unsynchronised=recovers)
-        return run_groups(groups, self._state, loss_of, split, count, mean)
+        return Updates(run_groups(groups, self._state, loss_of, split, count, mean))
 
     def _groups(
         self,
@@ -294,14 +284,18 @@ class Accumulator:
         count: Callable[[Any], int | None],
         unsynchronised: bool = False,
     ) -> Iterator[Group]:
-        if (until_weight is None) == (self._state.accum_steps is None):
-            raise AccumulationError("a group has either accum_steps micro-batches, or until_weight")
-        self._check_idle()
-        if self._state.carried is None and self._state.gradients():
+        steps, promise = self._state.accum_steps, self._state.promise
+        if until_weight is None and steps is None:
             raise AccumulationError(
-                "there are gradients before the first micro-batch of a group, which would be added to it: call "
-                "optimizer.zero_grad(set_to_none=True) first"
+                "nothing says where a group ends: say Accumulator(..., accum_steps=16) for so many micro-batches, or "
+                "groups(loader, until_weight=500_000)"
             )
+        if until_weight is not None and steps is not None:
+            raise AccumulationError(
+                f"a group ends after accum_steps={steps} micro-batches or until_weight={until_weight}, not both: leave "
+                "one out"
+            )
+        self._check_idle()
         may_skip = may_skip or self._state.leaves_out
         if self._state.exact is None:
             source = Source(loader, self._state, until_weight, may_skip, count)
@@ -311,9 +305,13 @@ class Accumulator:
             source.reduce_after()
         try:
             while source.begin_group():
+                if promise is not None:
+                    promise.goes_on()
                 yield Group(self._state, source)
                 self._check_idle()
         finally:
+            if promise is not None:
+                promise.ends()
             self.sync.restore()
 
     def explain(self, accum_steps: int | None = None) -> Explanation:
@@ -369,7 +367,7 @@ def _check_ownership(parameters: Sequence[torch.nn.Parameter], sync: Sync) -> No
         warnings.warn(
             f"{dist.get_world_size()} ranks are there, and the model is not wrapped: each rank trains one of its own. "
             "Wrap it in DDP or fully_shard, or say process_group=dist.group.WORLD",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -396,5 +394,5 @@ def _check(models: Sequence[torch.nn.Module], parameters: Sequence[torch.nn.Para
             f"BatchNorm in training mode ({normed[0]}{' and others' if len(normed) > 1 else ''}) normalises each "
             "micro-batch by itself, which no accumulation makes equal to the big batch: use GroupNorm or LayerNorm, "
             "or freeze its statistics with .eval()",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gradaccum.torch.accumulate.rng import random_state, set_random_state
-from gradaccum.torch.accumulate.sums import checked
+from gradaccum.torch.accumulate.sums import checked, checked_weight, loss_and_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,8 +62,8 @@ def run_cached(
     shape = found[0][1]
     sizes = [[each.shape[0] for each in leaves] for leaves, _ in found]
     whole = [torch.cat(parts).requires_grad_() for parts in zip(*[leaves for leaves, _ in found], strict=True)]
-    loss, weight = loss_of(tree_unflatten(whole, shape))
-    loss = checked(loss)
+    loss, weight = loss_and_weight(loss_of(tree_unflatten(whole, shape)))
+    loss, weight = checked(loss), checked_weight(weight)
     loss.backward(gradient=group.seed(loss, weight))
     parts = [
         torch.zeros_like(each).split(lengths) if each.grad is None else each.grad.split(lengths)

@@ -51,6 +51,7 @@ def pack(state: State) -> dict[str, Any]:
 
 def unpack(state: State, saved: dict[str, Any], group: bool) -> None:
     """The state as it was packed. group: go on with an open one; else from the boundary before it."""
+    _check_ours(saved)
     if saved["version"] != VERSION:
         raise AccumulationError(f"this checkpoint has version {saved['version']}, and {VERSION} can be read")
     rank = state.sync.rank
@@ -75,3 +76,19 @@ def unpack(state: State, saved: dict[str, Any], group: bool) -> None:
     generators = saved.get(f"rng of rank {rank}")
     if generators is not None and saved["world"] == state.sync.world and (group or not inside):
         set_random_state(state.device, generators)
+
+
+def _check_ours(saved: object) -> None:
+    """Raises AccumulationError where this is no accumulator's state, but perhaps a dictionary that has one in it."""
+    if _is_ours(saved):
+        return
+    inside = [name for name, each in saved.items() if _is_ours(each)] if isinstance(saved, dict) else []
+    names = ", ".join(map(repr, list(saved)[:5])) if isinstance(saved, dict) else f"{saved!r:.40}"
+    raise AccumulationError(
+        "this is not what accumulator.state_dict() gave: "
+        + (f"that lies in it under {inside[0]!r}" if inside else f"it has {names or 'nothing'}")
+    )
+
+
+def _is_ours(saved: object) -> bool:
+    return isinstance(saved, dict) and {"version", "world", "progress", "expected"} <= saved.keys()

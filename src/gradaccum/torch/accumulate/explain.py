@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from gradaccum.torch.accumulate.sync import Sync
 
+HEADING = "reduce=  gradients that a rank holds, and what it sends in an update (* this accumulator)"
+
 
 @dataclass(frozen=True)
 class Way:
@@ -40,12 +42,12 @@ class Way:
 
 
 class Explanation(tuple[Way, ...]):
-    """All ways; as text one in a line, with a star at the chosen one."""
+    """All ways; as text one in a line below a heading, with a star at the chosen one."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        return "\n".join(str(each) for each in self)
+        return "\n".join((HEADING, *map(str, self)))
 
 
 def explain(sync: Sync, parameters: Sequence[torch.nn.Parameter], steps: int, width: int | None) -> Explanation:

@@ -11,9 +11,11 @@ from gradaccum.torch.accumulate.aliased import WATCHED, Watch
 from gradaccum.torch.accumulate.boundary import clipped, multiply, noise_scale, step_all, unscale
 from gradaccum.torch.accumulate.cached import run_cached
 from gradaccum.torch.accumulate.errors import IN_THE_STEP, AccumulationError, advise
+from gradaccum.torch.accumulate.kept import Kept, check_clean, versions
 from gradaccum.torch.accumulate.parts import mesh_size
-from gradaccum.torch.accumulate.sums import Sums, checked, precise
-from gradaccum.torch.accumulate.totals import totals
+from gradaccum.torch.accumulate.reduced import warn_of_a_mean
+from gradaccum.torch.accumulate.sums import Sums, checked, checked_weight, loss_and_weight
+from gradaccum.torch.accumulate.totals import expect, totals
 from gradaccum.torch.accumulate.update import Update
 
 if TYPE_CHECKING:
@@ -35,19 +37,19 @@ class Group:
         self.split = 1  # parts of each micro-batch
         self._more = False  # whether another part follows of the one that waits for its answer
         self._samples: int | None = 0  # of that one
+        self._first: int | None = None  # and of the first one
         self._last = False  # and its backward pass reduces
         self._ended = source.planned == 0
         self._begun = False
         self._seeds: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
-        self._witness: torch.nn.Parameter | None = None  # a parameter whose gradient this group has begun
+        self._continues = state.carried is not None
+        self._kept: Kept | None = None  # a gradient that this group has begun
         self._broken = False  # by a backward pass that failed
         self._watches = False  # whether to look at it in the next backward pass
-        self._versions = _versions(state) if state.carried is None else None
+        self._versions = None if self._continues else versions(state)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._begun:
-            raise AccumulationError("a group is gone through once")
-        self._begun = True
+        self._begin_once()
         state, source = self._state, self._source
         index = 0
         try:
@@ -55,7 +57,8 @@ class Group:
                 if self.sums.waiting:
                     raise AccumulationError(
                         f"micro-batch {self.sums.micro_batches + 1} of the group got no answer: call group.backward, "
-                        "group.backward_mean or group.skip for each"
+                        "group.backward_mean or group.skip for each, in a loop over the group within the one over "
+                        "accumulator.groups(loader)"
                     )
                 found = source.next(index, self.sums.weight)
                 if found is None:
@@ -64,6 +67,8 @@ class Group:
                 state.sync.set(source.mode, self._last)
                 self.sums.waiting = True
                 self._samples = source.count(found[0])
+                if index == 0:
+                    self._first = self._samples
                 yield found[0]
                 index += 1
             self._ended = True
@@ -74,7 +79,8 @@ class Group:
 
     def backward(self, loss_sum: torch.Tensor, weight: Number) -> None:
         """Backward pass of a summed loss. weight: what it sums over (tokens, samples), 0 or more; a tensor stays where
-        it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer.
+        it is. loss_sum has shape (). Raises AccumulationError where no micro-batch waits for an answer, or gradients of
+        the group were cleared or changed since its last pass.
         """
         self._go_back(loss_sum, weight, False)
 
@@ -84,13 +90,17 @@ class Group:
 
     def _go_back(self, loss: torch.Tensor, weight: Number, mean: bool) -> None:
         self._check_answer()
-        self._check_kept()
-        loss = checked(loss)
+        if self._kept is not None:
+            self._kept.check_there()
+            self._kept.check_alone()
+        if self._state.expected is None and not mean and isinstance(loss, torch.Tensor):
+            warn_of_a_mean(loss, checked_weight(weight))
+        loss, weight = checked(loss), checked_weight(weight)
         if self._state.leaves_out and not bool(torch.isfinite(loss.detach())):
             self.skip()
             return
         seed = self.seed(loss, weight)
-        watch = Watch(self._witness) if self._watches and self._witness is not None else None
+        watch = Watch(self._kept.parameter) if self._watches and self._kept is not None else None
         self._broken = True  # until the pass has ended
         try:
             loss.backward(gradient=seed * weight if mean else seed)
@@ -106,8 +116,10 @@ class Group:
             watch.check()
         self.sums.answered(self._samples, counted=True, more=self._more)
         self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
-        if self._witness is None:
+        if self._kept is None:
             self._after_first(seed, weight)
+        else:
+            self._kept.note()
 
     def skip(self) -> None:
         """Leave the micro-batch out: neither its loss nor its weight counts.
@@ -144,9 +156,7 @@ class Group:
 
     def unanswered(self) -> Iterator[Any]:
         """The group's micro-batches, without waiting for answers."""
-        if self._begun:
-            raise AccumulationError("a group is gone through once")
-        self._begun = True
+        self._begin_once()
         index = 0
         while (found := self._source.next(index, 0)) is not None:
             yield found[0]
@@ -171,17 +181,28 @@ class Group:
         for left, part in zip(reversed(range(len(parts))), parts, strict=True):
             self._more = left > 0
             self._samples = self._source.count(part)
-            loss, weight = loss_of(part)
-            self._go_back(loss, weight, mean)
+            self._go_back(*loss_and_weight(loss_of(part)), mean)
 
     def begin_anew(self, sums: Sums | None) -> None:
         """From its start, with these carried sums."""
         self.sums = self._state.open = sums or Sums()
         self._state.carried = sums
-        self._witness = None
+        self._kept = None
         self._broken = self._watches = self._more = False
 
+    def _begin_once(self) -> None:
+        if self._begun:
+            raise AccumulationError("a group is gone through once")
+        self._begun = True
+        if not self._continues:
+            check_clean(self._state)
+
     def _check_answer(self) -> None:
+        if self._state.open is not self.sums:
+            raise AccumulationError(
+                "this group has made its step, or was discarded, and its loop goes on: call group.step() once, after "
+                "`for batch in group`"
+            )
         self._check_whole()
         if not self.sums.waiting:
             raise AccumulationError(
@@ -195,24 +216,19 @@ class Group:
                 "group away with accumulator.discard(), or let accumulator.run repeat it where memory runs out"
             )
 
-    def _check_kept(self) -> None:
-        """A gradient that this group has begun has to be there still."""
-        if self._witness is not None and self._witness.grad is None:
-            raise AccumulationError(
-                "gradients of this group were cleared before its step: take zero_grad() out of the loop, step() clears "
-                "them; accumulator.discard() throws the group away"
-            )
-
     def _after_first(self, seed: torch.Tensor, weight: Number) -> None:
         """After the first backward pass, and each until one leaves a gradient on a parameter itself."""
-        self._witness = next((each for each in self._state.parameters if each.grad is not None), None)
-        bare = self._witness is not None and mesh_size(self._witness) == 1
-        if bare and self._state.watched < WATCHED:  # a DTensor's memory is another in each pass
-            self._state.watched += 1
-            self._watches = True
-        reduced = self._last and self._source.mode == "last" and self._state.sync.world > 1
-        if self._state.wants_noise and self.sums.first is None and not reduced:
-            norm = self._state.norm() / (seed * weight)
+        state = self._state
+        begun = next((each for each in state.parameters if state.sum_of(each) is not None), None)
+        if begun is not None:
+            self._kept = Kept(begun, state)
+            # Buffers are ours alone, and a DTensor's memory is another in each pass.
+            if state.watched < WATCHED and state.buffers is None and mesh_size(begun) == 1:
+                state.watched += 1
+                self._watches = True
+        reduced = self._last and self._source.mode == "last" and state.sync.world > 1
+        if state.wants_noise and self.sums.first is None and not reduced:
+            norm = state.norm() / (seed * weight)
             self.sums.first = norm * norm, 1 / weight
 
     def seed(self, loss: torch.Tensor, weight: Number) -> torch.Tensor:
@@ -231,21 +247,12 @@ class Group:
         return seed
 
     def _expected(self, weight: Number) -> float | torch.Tensor:
-        """That of the update before; of the first, the first micro-batches' of all ranks, times their number."""
-        state, sync = self._state, self._state.sync
-        if state.expected is None:
-            times = self._source.steps or 1
-            weight = weight * self.split  # of the whole micro-batch, about; ranks may split differently
-            if sync.world == 1 and not isinstance(weight, torch.Tensor):
-                first = float(weight) * times
-                state.expected = first if first > 0 else 1.0
-            else:
-                summed = torch.zeros(1, dtype=precise(state.device), device=state.device)
-                summed += weight
-                sync.sum(summed)
-                summed *= times / sync.mean_over
-                state.expected = torch.where(summed > 0, summed, 1.0).reshape(())
-        return state.expected
+        """The weight that losses are divided by, see totals.py."""
+        if self._state.expected is None:
+            # Of the whole micro-batch, about: ranks may split differently.
+            expect(self._state, weight * self.split, self._source.steps or 1)
+        assert self._state.expected is not None
+        return self._state.expected
 
     # The step
 
@@ -287,6 +294,9 @@ class Group:
             )
         if state.wants_norm:
             norm = found if beside is not None else float(state.norm())
+        if state.promise is not None:
+            whole = not self._continues and total.micro_batches == sync.world * (self._source.steps or 1)
+            state.promise.compare(total.seen, self._first, whole)
         factor = float(expected) * sync.mean_over / total.weight
         state.expected = total.weight / sync.mean_over
         state.carried = None
@@ -332,8 +342,9 @@ class Group:
                 + (": other ranks wait for the rest of it" if state.sync.world > 1 else "")
                 + "; go through `for batch in group` to its end, or call accumulator.discard() on every rank"
             )
-        self._check_kept()
-        if self._versions is not None and self._versions != _versions(state):
+        if self._kept is not None:
+            self._kept.check_there()
+        if self._versions is not None and self._versions != versions(state):
             raise AccumulationError(
                 "parameters changed while the group's gradients were summed, so that these belong to different models: "
                 "step and load weights between groups alone"
@@ -348,12 +359,12 @@ class Group:
             short = total.micro_batches < state.sync.world * (self._source.steps or 1)
         else:
             short = total.weight < until
-        if not total.weight >= 0:
+        if not 0 <= total.weight < math.inf:
             state.carried = None
             state.zero_grad()
             raise AccumulationError(
-                f"the group's weight is {total.weight}, and it is what the loss sums over, 0 or more: look at what "
-                "group.backward is given second; the group is thrown away"
+                f"the group's weight is {total.weight}, and it is what the loss sums over, a finite number, 0 or "
+                "more: look at what group.backward is given second; the group is thrown away"
             )
         if short and state.partial != "step":
             return {"carry": "carried", "drop": "dropped"}[state.partial]
@@ -385,8 +396,3 @@ class Group:
             grad_norm=grad_norm,
             noise_scale=noise,
         )
-
-
-def _versions(state: State) -> list[int] | None:
-    """How often each parameter was written to. A sharded one is written to by each all-gather."""
-    return None if state.sync.sharded else [each._version for each in state.parameters]

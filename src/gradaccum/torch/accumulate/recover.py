@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -27,9 +27,33 @@ if TYPE_CHECKING:
 Split: TypeAlias = Callable[[Any, int], Sequence[Any]]
 
 
+class Updates(Iterator["Update"]):
+    """The updates of a run, each made when it is asked for. One that nobody asks for the first is warned of."""
+
+    def __init__(self, updates: Generator[Update, None, None]) -> None:
+        self._updates, self._asked = updates, False
+
+    def __next__(self) -> Update:
+        self._asked = True
+        return next(self._updates)
+
+    def close(self) -> None:
+        """No further update."""
+        self._asked = True
+        self._updates.close()
+
+    def __del__(self) -> None:
+        if not self._asked:
+            warnings.warn(
+                "accumulator.run(...) trained nothing, since nobody went through its updates: write `for update in "
+                "accumulator.run(...)`",
+                stacklevel=2,
+            )
+
+
 def run_groups(
     groups: Iterable[Group], state: State, loss_of: LossOf, split: Split, count: Callable[[Any], int | None], mean: bool
-) -> Iterator[Update]:
+) -> Generator[Update, None, None]:
     """The update of each group. See Accumulator.run."""
     for group in groups:
         if state.sync.sharded:

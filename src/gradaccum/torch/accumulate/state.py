@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gradaccum.torch.accumulate.buffers import Buffers
+    from gradaccum.torch.accumulate.planned import Promise
     from gradaccum.torch.accumulate.sums import Sums
     from gradaccum.torch.accumulate.sync import Sync
 
@@ -27,7 +28,7 @@ class State:
     before the first backward pass.
     progress: up to the last boundary.
     carried: of a group that waits for the next loader. open: of the group that has begun and made no step.
-    exact: samples of an update over all ranks, where a plan asks for them exactly.
+    exact: samples of an update over all ranks, where a plan asks for them exactly. promise: what another plan says.
     watched: groups in which one gradient was looked at, see aliased.py.
     split: in how many parts `run` takes a micro-batch, on this rank.
     """
@@ -49,6 +50,7 @@ class State:
     carried: Sums | None = None
     open: Sums | None = None
     exact: int | None = None
+    promise: Promise | None = None
     watched: int = 0
     split: int = 1
 
@@ -65,6 +67,10 @@ class State:
     def steps(self) -> int | None:
         """Accumulation steps of the next group; None where a weight ends it."""
         return self.accum_steps(self.progress) if callable(self.accum_steps) else self.accum_steps
+
+    def sum_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Its sum so far."""
+        return parameter.grad if self.buffers is None else self.buffers.get(parameter)
 
     def all_gradients(self) -> list[torch.Tensor | None]:
         """The sum so far of each parameter."""

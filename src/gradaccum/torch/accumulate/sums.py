@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -21,13 +22,42 @@ HALF = (torch.float16, torch.bfloat16)
 def checked(loss: torch.Tensor) -> torch.Tensor:
     """A loss that a backward pass can start from, in fp32 at least, where 1 / weight does not vanish.
 
-    Raises AccumulationError where it is no tensor of one number.
+    Raises AccumulationError where it is no tensor of one number with a graph.
     """
     if not isinstance(loss, torch.Tensor):
         raise AccumulationError(f"a loss is a tensor that a backward pass can start from, not {loss!r}")
     if loss.dim():
         raise AccumulationError(f"a loss has one number, not the shape {tuple(loss.shape)}: sum it first")
+    if not loss.requires_grad:
+        raise AccumulationError(
+            "this loss has no graph to go back through, as after detach() or within torch.no_grad(): hand over the "
+            "loss as the model's forward pass made it"
+        )
     return loss.float() if loss.dtype in HALF else loss
+
+
+def checked_weight(weight: Number) -> Number:
+    """A weight as one number; what it is, the device is not asked for. Raises AccumulationError where it is none."""
+    if isinstance(weight, (int, float)):
+        return weight
+    if isinstance(weight, torch.Tensor) and weight.numel() == 1:
+        return weight.reshape(()) if weight.dim() else weight
+    if isinstance(weight, Real):  # NumPy's
+        return float(weight)
+    shape = f"a tensor of shape {tuple(weight.shape)}" if isinstance(weight, torch.Tensor) else f"{weight!r:.40}"
+    raise AccumulationError(
+        f"the weight of a micro-batch is what its loss sums over, one number such as len(x); not {shape}"
+    )
+
+
+def loss_and_weight(answer: object) -> tuple[torch.Tensor, Number]:
+    """What a loss function returned. Raises AccumulationError where it is not two things."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise AccumulationError(
+            "loss_of returns two things, the summed loss and what it sums over, as `return loss_sum, (targets != "
+            f"-100).sum()`; not {answer!r:.60}"
+        )
+    return answer[0], answer[1]
 
 
 @dataclass

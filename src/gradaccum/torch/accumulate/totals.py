@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,22 @@ def totals(sums: Sums, state: State, beside: torch.Tensor | None = None) -> tupl
     known, all_seen = (None, None) if unknown_ranks else (_once(samples, state), _once(seen, state))
     found = Totals(weight, loss, known, all_seen, round(micro_batches), round(skipped), first)
     return found, values[-1]
+
+
+def expect(state: State, weight: Number, micro_batches: int) -> None:
+    """Of the first group, whose weight nobody knows yet: its first micro-batches' of all ranks, times their number.
+    Later ones expect what the update before them had.
+    """
+    sync = state.sync
+    if sync.world == 1 and not isinstance(weight, torch.Tensor):
+        first = float(weight) * micro_batches
+        state.expected = first if 0 < first < math.inf else 1.0
+        return
+    summed = torch.zeros(1, dtype=precise(state.device), device=state.device)
+    summed += weight
+    sync.sum(summed)
+    summed *= micro_batches / sync.mean_over
+    state.expected = torch.where((summed > 0) & summed.isfinite(), summed, 1.0).reshape(())
 
 
 def _once(samples: float, state: State) -> int:
