@@ -442,3 +442,21 @@ def test_views_of_one_sample_are_told_from_micro_batches_by_what_was_wanted():
                     optimizer.step()
                     optimizer.zero_grad()
         assert codes(report) == found
+
+
+def test_an_optimizer_of_copies_that_no_backward_pass_reaches_is_not_seen():
+    """As ZeRO keeps them."""
+    model, _ = made()
+    copies = [torch.nn.Parameter(each.detach().clone()) for each in model.parameters()]
+    optimizer = torch.optim.SGD(copies, lr=0.1)
+    with watch(target_batch=16) as report:
+        for index, (inputs, targets) in enumerate(batches()):
+            (F.cross_entropy(model(inputs), targets) / STEPS).backward()
+            if (index + 1) % STEPS == 0:
+                for copy, each in zip(copies, model.parameters(), strict=True):
+                    copy.grad = each.grad
+                optimizer.step()
+                model.zero_grad()
+    assert report.verdict == "not seen"
+    assert report.facts["micro_batches_per_update"] is None
+    assert any(each.startswith("what SGD was given: no backward pass") for each in report.report.not_seen)

@@ -38,7 +38,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "optimizers": list(names_of(first).values()),
         "updates": len(counts),
         "audited_updates": len(groups),
-        "micro_batches_per_update": _spread(counts),
+        "micro_batches_per_update": _spread(counts) or None,
         "effective_batch": _spread(batches),
         "target_batch": first.target_batch,
         "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
@@ -47,7 +47,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "scheduler_steps_per_update": _spread([update.scheduler_steps for update in first.updates]),
         "clipping": next((each for each in clips if each != "none"), "none"),
         "gradient_dtypes": sorted({dtype for each in first.optimizers for dtype in each.gradient_dtypes}),
-        "last_group": counts[-1] if counts else None,
+        "last_group": (counts[-1] or None) if counts else None,
         "skipped_updates": sum(update.skipped for update in first.updates),
         "micro_batches_without_update": first.leftover,
     }

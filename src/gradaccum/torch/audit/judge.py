@@ -121,7 +121,10 @@ def _not_seen(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> list[str]:
         found.append("no optimizer step was seen")
     for leaf in sorted({leaf for group in groups for leaf in group.unknown}):
         found.append(f"what {leaf} weighs: it is no reduction that is known")
-    if any(not group.families for group in groups):
+    names = names_of(ranks[0])
+    for name in sorted({names[group.optimizer] for group in groups if not group.passes}):
+        found.append(f"what {name} was given: no backward pass reached its own parameters, as where ZeRO keeps copies")
+    if any(group.passes and not group.families for group in groups):
         found.append("the loss of some updates")
     if any(described.sharded for described in ranks[0].optimizers):
         found.append("each rank's own part of a sharded gradient: the framework's mean over ranks is taken as it says")
