@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradaccum.show.fit_changes import changes_by_title
 from gradaccum.show.text import hung, wrapped
 from gradaccum.units import show_bytes, show_count, show_percent
 
@@ -36,20 +37,6 @@ def fit_text(found: Mapping[str, Any], gpu: str, settings: str, width: int = 80)
         message = f"{finding['severity']} {finding['code']}: {finding['message']}"
         lines += ["", *wrapped(message, width), *wrapped(finding["action"], width, indent=2)]
     return "\n".join(lines)
-
-
-def changes_by_title(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """The changes below what is said of them; where nothing fits, those that change this apart."""
-    if found["max_micro_batch"]:
-        titles = [("would buy, at this micro-batch", found["changes"])]
-    else:
-        enough = [each for each in found["changes"] if each["fits"]]
-        others = [each for each in found["changes"] if not each["fits"]]
-        titles = [
-            ("one sequence fits with one of these, which touch the result least first", enough),
-            ("would buy, and not suffice", others),
-        ]
-    return [(title, changes) for title, changes in titles if changes]
 
 
 def _headline(found: Mapping[str, Any], gpu: str) -> str:

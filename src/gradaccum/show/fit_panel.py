@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradaccum.show.fit import changes_by_title
+from gradaccum.show.fit_changes import changes_by_title
 from gradaccum.show.html import EMPTY, el, fragment, linked
 from gradaccum.show.memory_pictures import kind_of, memory_bar, memory_curve, room_words, swatch
 from gradaccum.show.numbers import TIMES, brief, signed, with_minus

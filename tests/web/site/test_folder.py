@@ -166,16 +166,14 @@ def test_in_a_frame_it_tells_its_query_and_its_height(look, host, tmp_path):
         assert all(set(each) == {"queryString", "height"} for each in heard)
         assert heard[-1]["height"] > 1000
         with_run = "&dataset_size=1M&epochs=2&learning_rate=3e-4&base_batch=64"
-        for query, wanted in (
-            ("target_batch=512", "16"),
-            ("target_batch=640" + with_run, "20"),
-            ("target_batch=512", "16"),
-        ):
+        before = heard[-1]["height"]
+        for query, wanted, grows in (("target_batch=640" + with_run, "20", True), ("target_batch=512", "16", False)):
             page.frames[1].evaluate("(query) => (location.search = query)", query + "&embed=1")
             expect(frame.locator(".figure", has_text="Accumulation steps").locator(".number")).to_have_text(wanted)
-            page.wait_for_timeout(100)
-        heights = [each["height"] for each in page.evaluate("() => heard")]
-        assert max(heights) > heights[-1]  # a frame that follows shrinks as well
+            # A frame that follows shrinks as well.
+            sign = ">" if grows else "<"
+            page.wait_for_function(f"(before) => heard.at(-1).height {sign} before", arg=before)
+            before = page.evaluate("() => heard.at(-1).height")
 
 
 def test_without_a_script_it_reads_well(look):

@@ -41,7 +41,7 @@ def differing(micropython, sources, asked, every=1):
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("count", "every"), [pytest.param(20_000, 1, marks=pytest.mark.full), (4_000, 4)])
+@pytest.mark.parametrize(("count", "every"), [pytest.param(20_000, 1, marks=pytest.mark.full), (3_000, 4)])
 def test_thousands_of_answers_are_the_same(micropython, count, every):
     """A page takes some 30 ms under MicroPython: in the usual run fewer are asked, and every fourth for its page."""
     asked, sources = queries(count), build.lowered_sources()
@@ -58,9 +58,9 @@ def test_thousands_of_answers_are_the_same(micropython, count, every):
 
 
 def test_what_fits_is_the_same(micropython):
-    asked = fit_queries(60)
+    asked = fit_queries(40)
     found = sum('"schema_version"' in answers(query)[0] for query in asked[len(FITS) :])
-    assert 20 < found < 55  # both what is answered and what is not
+    assert 12 < found < 36  # both what is answered and what is not
     differ = differing(micropython, build.lowered_sources(), asked)
     assert not differ, report(micropython, build.lowered_sources(), differ)
 
@@ -96,7 +96,7 @@ def test_a_planted_difference_is_found(micropython, path, before, after):
     assert before in sources[path]
     sources[path] = sources[path].replace(before, after)
     fits = FITS if "memory" in path else ()
-    asked = [*PLAIN, *fits, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(60, seed=1)]
+    asked = [*PLAIN, *fits, "target_batch=16&micro_batch=1&num_gpus=1&max_micro_batch=", *queries(30, seed=1)]
     found = differing(micropython, sources, asked)
     assert found
     assert "differ" in report(micropython, sources, found)

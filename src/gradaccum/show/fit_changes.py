@@ -1,0 +1,22 @@
+"""What would change a fit, below what is said of it: for the terminal, the page and the notebook."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+def changes_by_title(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The changes below what is said of them; where nothing fits, those that change this apart."""
+    if found["max_micro_batch"]:
+        titles = [("would buy, at this micro-batch", found["changes"])]
+    else:
+        enough = [each for each in found["changes"] if each["fits"]]
+        others = [each for each in found["changes"] if not each["fits"]]
+        titles = [
+            ("one sequence fits with one of these, which touch the result least first", enough),
+            ("would buy, and not suffice", others),
+        ]
+    return [(title, changes) for title, changes in titles if changes]
