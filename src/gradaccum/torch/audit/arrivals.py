@@ -73,7 +73,7 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
     for keys in rounds(updates):
         there = [(rank, updates[rank].passes[index]) for rank, index in keys]
         at = dict(keys)
-        by_hand = _joined_between(updates, at, within) if world > 1 and not sharded and all(at.values()) else None
+        by_hand = None if sharded else _joined_between(updates, at, within)
         if by_hand is not None:
             state = [_times(_sum(state), by_hand) for _ in state]
             for changes in found.changes:
@@ -203,7 +203,7 @@ def factor_rest(own: Sketch | None, after: Sketch | None) -> float:
 
 def _joined_between(updates: Sequence[UpdateSeen], at: dict[int, int], within: float) -> float | None:
     """By what the sum over the ranks was multiplied, where the loop brought it together before these passes."""
-    if len(at) < len(updates):
+    if not 1 < len(updates) == len(at) or not all(at.values()):
         return None
     left = [update.passes[at[rank] - 1].after for rank, update in enumerate(updates)]
     found = [update.passes[at[rank]].before for rank, update in enumerate(updates)]

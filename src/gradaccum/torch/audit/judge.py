@@ -22,7 +22,7 @@ from gradaccum.torch.audit.groups import groups_of, usual_of
 from gradaccum.torch.audit.within import of_update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gradaccum.torch.audit.groups import Group
     from gradaccum.torch.audit.normalisation import Item
@@ -47,7 +47,7 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
         findings=findings,
         facts=facts_of(ranks, groups),
         updates=tuple(_audited(group, names[group.optimizer]) for group in groups),
-        not_seen=tuple(_not_seen(ranks, groups)),
+        not_seen=tuple(_not_seen(ranks, groups, names)),
         script_exit=script_exit,
         tolerance=max((group.tolerance for group in groups), default=0.0),
     )
@@ -115,13 +115,12 @@ def _audited(group: Group, optimizer: str) -> AuditedUpdate:
     )
 
 
-def _not_seen(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> list[str]:
+def _not_seen(ranks: Sequence[RankSeen], groups: Sequence[Group], names: Mapping[int, str]) -> list[str]:
     found = [each for rank in ranks for each in rank.not_seen]
     if not groups:
         found.append("no optimizer step was seen")
     for leaf in sorted({leaf for group in groups for leaf in group.unknown}):
         found.append(f"what {leaf} weighs: it is no reduction that is known")
-    names = names_of(ranks[0])
     for name in sorted({names[group.optimizer] for group in groups if not group.passes}):
         found.append(f"what {name} was given: no backward pass reached its own parameters, as where ZeRO keeps copies")
     if any(group.passes and not group.families for group in groups):

@@ -53,7 +53,7 @@ class Watcher:
         self._handles: list[Any] = []
         self._watched: dict[int, Watched] = {}
         self._only = {id(each) for each in optimizers}
-        self._frozen: dict[int, Optimizer] = {}
+        self._frozen: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
         self._models: list[weakref.ref[torch.nn.Module]] = []
         self._forward_handles: list[Any] = []
         # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
