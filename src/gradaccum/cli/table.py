@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         rows_out = [row.to_dict() for row in shown]
         print(json.dumps({"schema_version": SCHEMA_VERSION, "total": len(rows), "rows": rows_out}, indent=2))
         return 0
-    print(table_text(shown, columns(), style(options.no_color)))
+    print(table_text(shown, columns(), style(options.no_color)), flush=True)  # before what follows on stderr
     if len(shown) < len(rows):
         print(f"{show_count(len(rows) - len(shown))} more rows; --limit 0 prints all", file=sys.stderr)
     return 0

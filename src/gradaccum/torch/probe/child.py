@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ ERROR, PROBLEMS = "error", "problems"
 def main(folder: str) -> None:
     """Read `task.json` in the folder and write `result.json` there, at once or not at all."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is printed and what is raised go to one file, in their order
     task = json.loads(Path(folder, "task.json").read_text(encoding="utf-8"))
     try:
         result = do(task)
