@@ -19,6 +19,8 @@ def torchrun(processes: int, *arguments: str, folder: Path = ROOT, patience: int
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "CUDA_VISIBLE_DEVICES": "",
+        # A store for each start: the launcher's own still holds the addresses of ranks that it has restarted.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *launch, *arguments],

