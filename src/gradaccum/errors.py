@@ -12,7 +12,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class GradaccumError(Exception):
@@ -81,7 +81,7 @@ class MissingExtraError(GradaccumError):
 
 def lowered(text: str) -> str:
     """`text` with its ASCII letters in lower case, for names and words of ours: what lies beyond differs by Python."""
-    if all(ord(letter) < 128 for letter in text):
+    if text.isascii():
         return text.lower()
     return "".join([letter.lower() if ord(letter) < 128 else letter for letter in text])
 
@@ -99,20 +99,36 @@ def nearest_words(word: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 def edits(one: str, other: str, most: int) -> int:
     """Levenshtein distance: letters to insert, remove or replace; `most` + 1 where it is more than `most`."""
+    a, b = _letters(one), _letters(other)
+    longest = max(len(a), len(b))
+    most = min(most, longest)
     beyond = most + 1
-    if abs(len(one) - len(other)) > most:
+    if abs(len(a) - len(b)) > most:
         return beyond
-    row = list(range(len(other) + 1))
-    for i, letter in enumerate(one):
+    only_here, only_there = set(a), set(b)  # what only one of them has takes an edit each
+    if len(only_here - only_there) > most or len(only_there - only_here) > most:
+        return beyond
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a):
         # Only what lies within `most` of the diagonal can stay within it.
-        first, last = max(0, i - most), min(len(other), i + beyond)
+        first, last = max(0, i - most), min(len(b), i + beyond)
         previous, row[first] = row[first], (i + 1 if first == 0 else beyond)
-        closest = row[first]
+        closest = left = row[first]
         for j in range(first, last):
-            here = previous + (letter != other[j])
+            here = previous if letter == b[j] else previous + 1
             previous = row[j + 1] if j + 1 < i + beyond else beyond
-            row[j + 1] = min(here, row[j] + 1, previous + 1)
-            closest = min(closest, row[j + 1])
+            if left < here:
+                here = left + 1
+            if previous < here:
+                here = previous + 1
+            row[j + 1] = left = here
+            if here < closest:
+                closest = here
         if closest > most:
             return beyond
     return min(row[-1], beyond)
+
+
+def _letters(text: str) -> Sequence[int]:
+    """The numbers of its letters, which compare faster than they do, above all under MicroPython."""
+    return text.encode() if text.isascii() else [ord(letter) for letter in text]

@@ -171,7 +171,7 @@ def _read_product(text: str, field: str) -> Ratio:
 
 def _read_number(part: str, text: str, field: str) -> Ratio:
     """One factor: sign, digits with separators, decimals, exponent, suffix. `text` is what the message quotes."""
-    match = _NUMBER.match(part.strip()) if _is_ascii(part) else None
+    match = _NUMBER.match(part.strip()) if part.isascii() else None
     if not match:
         raise InputError(_not_a_number(text, field))
     sign, whole, decimals, exponent, suffix = (match.group(i) or "" for i in (1, 2, 3, 4, 5))
@@ -212,11 +212,7 @@ def _not_a_number(text: str, field: str) -> Problem:
 
 
 def _is_digits(text: str) -> bool:
-    return bool(text) and all(c in "0123456789" for c in text)
-
-
-def _is_ascii(text: str) -> bool:
-    return all(ord(c) < 128 for c in text)
+    return text.isascii() and text.isdigit()
 
 
 def quote(text: str) -> str:
@@ -339,17 +335,9 @@ def significant(numerator: int, denominator: int, digits: int) -> tuple[int, int
 
 def _decimal_exponent(numerator: int, denominator: int) -> int:
     """floor(log10(numerator / denominator)), exactly."""
-    guess = 0
-    while _at_least_power(numerator, denominator, guess + 1):
-        guess += 1
-    while not _at_least_power(numerator, denominator, guess):
-        guess -= 1
-    return guess
-
-
-def _at_least_power(numerator: int, denominator: int, power: int) -> bool:
-    """numerator / denominator >= 10 ** power."""
-    return bool(numerator * 10 ** max(-power, 0) >= denominator * 10 ** max(power, 0))
+    most = len(str(numerator)) - len(str(denominator))
+    reaches = numerator * 10 ** max(-most, 0) >= denominator * 10 ** max(most, 0)
+    return most if reaches else most - 1
 
 
 def show_exact(ratio: Ratio) -> str:

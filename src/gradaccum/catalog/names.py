@@ -27,7 +27,9 @@ def nearest_ids(wanted: str, ids: Mapping[str, str], even_far: bool = False) -> 
     wanted = wanted[:60]  # the comparison is quadratic, and no name is longer
     alike: dict[int, list[str]] = {}
     for known in ids:
-        shared = max(n for n in range(len(known) + 1) if wanted.startswith(known[:n]))
+        shared = 0
+        while shared < len(known) and wanted.startswith(known[: shared + 1]):
+            shared += 1
         alike.setdefault(shared, []).append(known)
     found: list[str] = []
     for shared in sorted(alike, reverse=True):

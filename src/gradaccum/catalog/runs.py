@@ -93,8 +93,7 @@ def find_run(name: str) -> PublishedRun:
 
     Raises InputError on field `preset`, with the three nearest ids, where there is no such run.
     """
-    wanted = normalise(name)
-    ids = {normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
+    wanted, ids = normalise(name), _ids()
     for run in published_runs():
         if run.id == ids.get(wanted):
             return run
@@ -103,6 +102,12 @@ def find_run(name: str) -> PublishedRun:
     raise InputError(
         Problem("preset", f"names no published run: {quote(name)}", nearest_ids(wanted, ids, even_far=True))
     )
+
+
+@functools.cache
+def _ids() -> dict[str, str]:
+    """Normalised id or alias -> id."""
+    return {normalise(known): run.id for run in published_runs() for known in (run.id, *run.aliases)}
 
 
 def _unless_one(degree: int | None) -> int | None:

@@ -43,17 +43,18 @@ def batch_chart(plan: Plan, axis: str) -> Markup:
             return TOP + 12 + room // 2
         return TOP + 12 + (highest - amount) * room // (highest - lowest)
 
-    stems = "".join(f"M{across(i)} {up(goal.amount)}V{up(amount)}" for i, (_, amount) in enumerate(points))
+    level = up(goal.amount)
+    places = [(across(index), up(amount)) for index, (_, amount) in enumerate(points)]
     return picture(
         f"{_amount_words(goal)} by {_axis_words(axis)}",
-        chart_words(plan, axis),
+        chart_words(plan, axis, points),
         WIDTH,
         HEIGHT,
         line("axis", f"M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"),
-        line("target", f"M{LEFT} {up(goal.amount)}H{WIDTH - RIGHT}", dashed=True),
-        line("stem", stems),
-        filled("point", [dot(across(i), up(amount), 3) for i, (_, amount) in enumerate(points) if i != here]),
-        _here(goal, points[here][1], across(here), up(points[here][1])),
+        line("target", f"M{LEFT} {level}H{WIDTH - RIGHT}", dashed=True),
+        line("stem", "".join([f"M{x} {level}V{y}" for x, y in places])),
+        filled("point", [dot(x, y, 3) for index, (x, y) in enumerate(places) if index != here]),
+        _here(goal, points[here][1], *places[here]),
         _heights(goal, lowest, highest, up),
         _values(points, here, across),
         text(LEFT - 50, 11, _amount_words(goal), kind="faint"),
@@ -77,9 +78,9 @@ def chart_points(plan: Plan, axis: str) -> list[tuple[int, int]]:
     return found
 
 
-def chart_words(plan: Plan, axis: str) -> str:
-    """What the chart shows, in words."""
-    points, goal = chart_points(plan, axis), goal_of(plan)
+def chart_words(plan: Plan, axis: str, points: Points) -> str:
+    """What the chart shows, in words. points: of `chart_points`."""
+    goal = goal_of(plan)
     own = plan.micro_batch if axis == "micro_batch" else plan.num_gpus
     amounts = [amount for _, amount in points]
     exact = [brief(value) for value, amount in points if amount == goal.amount]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from gradaccum.core.fields import BY_NAME, CHOICE, COUNT, FIELDS
 from gradaccum.show.html import el, fragment, outward
 
@@ -44,7 +46,12 @@ def form(
 
     def fields(group: str) -> list[Markup]:
         shown = [spec for spec in FIELDS if spec.group == group and spec.name not in SHOWN_IN]
-        return [_field(spec, values.get(spec.name, ""), errors.get(spec.name), echoes.get(spec.name)) for spec in shown]
+        return [
+            _untouched(spec.name)
+            if values.get(spec.name, "") == default_text(spec) and spec.name not in errors and spec.name not in echoes
+            else _field(spec, values.get(spec.name, ""), errors.get(spec.name), echoes.get(spec.name))
+            for spec in shown
+        ]
 
     def is_open(group: str) -> bool:
         return any(
@@ -103,6 +110,12 @@ def default_text(spec: Field) -> str:
 def _capital(text: str) -> str:
     """As a sentence begins; the name of an input keeps its spelling."""
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
+
+
+@functools.cache
+def _untouched(name: str) -> Markup:
+    """A field as it stands in most forms: with its default, and nothing to say of it."""
+    return _field(BY_NAME[name], default_text(BY_NAME[name]), None, None)
 
 
 def _field(spec: Field, value: str, error: Markup | None, echo: str | None) -> Markup:

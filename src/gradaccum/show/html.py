@@ -53,31 +53,15 @@ def el(tag: str, attributes: Mapping[str, Attribute] | None = None, *children: C
 
     Raises TypeError for what is neither text, integer nor markup: a float would print other digits elsewhere.
     """
-    parts = ["<", tag]  # pieces are joined once: under MicroPython a new string costs as much as three calls
-    if attributes:
-        for name in sorted(attributes):
-            value = attributes[name]
-            if value is None or value is False:
-                continue
-            if value is True:
-                parts += (" ", name)
-            else:
-                parts += (" ", name, '="', _text(value), '"')
-    parts.append(">")
-    if tag not in VOID:
-        if len(children) == 1 and isinstance(children[0], str):
-            parts.append(escape(children[0]))
-        elif children:
-            _append(parts, children)
-        parts += ("</", tag, ">")
-    return Markup("".join(parts))
+    written = "".join([attribute(name, attributes[name]) for name in sorted(attributes)]) if attributes else ""
+    if tag in VOID:
+        return Markup(f"<{tag}{written}>")
+    return Markup(f"<{tag}{written}>{content(children)}</{tag}>")
 
 
 def fragment(*children: Child) -> Markup:
     """Several children without an element around them."""
-    parts: list[str] = []
-    _append(parts, children)
-    return Markup("".join(parts))
+    return Markup(content(children))
 
 
 def raw(text: str) -> Markup:
@@ -85,16 +69,22 @@ def raw(text: str) -> Markup:
     return Markup(text)
 
 
-def _append(parts: list[str], children: Sequence[Child]) -> None:
-    for child in children:
-        if isinstance(child, Markup):
-            parts.append(child.text)
-        elif isinstance(child, str):
-            parts.append(escape(child))
-        elif isinstance(child, (list, tuple)):
-            _append(parts, child)
-        elif child is not None:
-            parts.append(_text(child))
+def attribute(name: str, value: Attribute) -> str:
+    """One attribute as `el` writes it, with the space before it."""
+    if value is None or value is False:
+        return ""
+    return " " + name if value is True else f' {name}="{_text(value)}"'
+
+
+def content(child: Child) -> str:
+    """A child as `el` writes it: text escaped, markup as it is, several one after the other, None as nothing."""
+    if isinstance(child, Markup):
+        return child.text
+    if isinstance(child, str):
+        return escape(child)
+    if isinstance(child, (list, tuple)):
+        return "".join([content(each) for each in child])
+    return "" if child is None else _text(child)
 
 
 def _text(value: object) -> str:

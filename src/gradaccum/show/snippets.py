@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from gradaccum.core.fields import COUNT, FIELDS
 from gradaccum.errors import InputError
 from gradaccum.show.html import el, outward
@@ -79,13 +81,19 @@ def settings_section(plan: Plan) -> Markup:
                     {"class": "hint"},
                     setting.note,
                     " ",
-                    outward(setting.source, "Source"),
+                    _source(setting.source),
                 ),
             )
             for index, setting in enumerate(trainer_settings(plan))
         ],
         kind="settings",
     )
+
+
+@functools.cache
+def _source(address: str) -> Markup:
+    """The link to where a trainer's keys are documented: the same for every plan."""
+    return outward(address, "Source")
 
 
 def elsewhere_section(values: Mapping[str, str]) -> Markup:

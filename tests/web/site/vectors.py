@@ -146,17 +146,14 @@ def fit_queries(count: int, seed: int = 0) -> list[str]:
     return list(found)[:count]
 
 
-def answers(query: str, page: bool = True) -> tuple[str, str]:
-    """The plan as JSON, or what fits where that is asked, and the whole page as HTML, where it is asked for."""
+def answers(query: str) -> tuple[str, str]:
+    """The plan as JSON, or what fits where that is asked, and the whole page as HTML."""
     found = fit_or_errors(query) if asks_what_fits(query) else plan_or_errors(query)
     # As the server's JSONResponse writes it.
-    return json.dumps(found[1], ensure_ascii=False, allow_nan=False, separators=(",", ":")), render_page(
-        query
-    ) if page else ""
+    return json.dumps(found[1], ensure_ascii=False, allow_nan=False, separators=(",", ":")), render_page(query)
 
 
-def digests(asked: list[str], every: int = 1) -> Iterator[str]:
-    """One line for each query: the digests of both answers. every: of the first of so many, the page too."""
-    for index, query in enumerate(asked):
-        texts = answers(query, index % every == 0)
-        yield " ".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+def digests(asked: list[str]) -> Iterator[str]:
+    """One line for each query: the digests of both answers."""
+    for query in asked:
+        yield " ".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in answers(query))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 
 def fill(template: str, fragments: Mapping[str, str]) -> str:
@@ -13,24 +13,28 @@ def fill(template: str, fragments: Mapping[str, str]) -> str:
     A line that is only `{name}` takes the fragment's lines at its own indentation, and goes away where the fragment
     is empty.
     """
-    text = "\n".join([filled for line in template.split("\n") for filled in _fill_line(line, fragments)])
-    before = ""
-    while text != before:
-        before = text
-        for name, fragment in fragments.items():
-            text = text.replace("{" + name + "}", fragment)
-    return text
+    lines: list[str] = []
+    for line in template.split("\n"):
+        if "{" in line:
+            lines += _filled(line, fragments)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
-def _fill_line(line: str, fragments: Mapping[str, str]) -> Iterator[str]:
-    body = line.lstrip()
-    fragment = fragments.get(body[1:-1]) if body[:1] == "{" and body[-1:] == "}" else None
-    if fragment is None:
-        yield line
-    elif fragment:
-        indent = line[: len(line) - len(body)]
-        for each in fragment.split("\n"):
-            yield from _fill_line(indent + each if each else each, fragments)
+def _filled(line: str, fragments: Mapping[str, str]) -> list[str]:
+    """What becomes of one line."""
+    start, *rest = line.split("{")
+    if len(rest) == 1 and rest[0][-1:] == "}" and not start.strip():
+        fragment = fragments.get(rest[0][:-1])
+        if fragment is not None:
+            lines = fill(fragment, fragments).split("\n") if fragment else []
+            return [start + each if each else each for each in lines]
+    for piece in rest:
+        name, brace, after = piece.partition("}")
+        fragment = fragments.get(name) if brace else None
+        start += "{" + piece if fragment is None else fill(fragment, fragments) + after
+    return [start]
 
 
 def join_lines(*lines: str) -> str:

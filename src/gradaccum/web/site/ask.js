@@ -1,6 +1,6 @@
 // Where answers come from when there is no server: the same Python, in this page, under MicroPython.
-// The build joins page.js, host.js and this file into one classic script: a page that is opened as a file may load no
-// module.
+// The build joins page.js, jumps.js, host.js and this file into one classic script: a page that is opened as a file may
+// load no module.
 
 const HEAP = 3 * 1024 * 1024; // bytes at first; what is small stays in the processor's cache, and it grows by itself
 const PATIENCE = 500; // milliseconds after the page's load that its first paint is waited for

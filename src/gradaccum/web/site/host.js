@@ -2,8 +2,8 @@
 // that take text and give text are called directly; no other object crosses over. It replaces the engine's own loader,
 // which brings a whole file system and proxies for every kind of object: ten times the code, and four times the start.
 //
-// What it stands on: Emscripten's calls (wasi fd_*, __syscall_*, invoke_*, struct stat of wasm32) and the exported
-// functions of MicroPython's WebAssembly port (mp_js_*, proxy_c_*), both those of the version that is pinned.
+// What it stands on: Emscripten's calls (wasi fd_*, __syscall_*, struct stat of wasm32; jumps.js answers invoke_*) and the
+// exported functions of MicroPython's WebAssembly port (mp_js_*, proxy_c_*), both those of the version that is pinned.
 
 const NO_SUCH_FILE = -44; // Emscripten's ENOENT
 const RAISED = -1, TEXT = 5; // kinds of value that cross over, as [kind, length or number, address]
@@ -88,18 +88,6 @@ async function startPython(wasm, files, heap) {
 
   // The calls that the engine makes
 
-  // setjmp and longjmp: the exception is thrown through JavaScript, and the caller of setjmp told of it.
-  function invoke(index, ...values) {
-    const stack = engine.emscripten_stack_get_current();
-    try {
-      return engine.__indirect_function_table.get(index)(...values);
-    } catch (thrown) {
-      engine._emscripten_stack_restore(stack);
-      if (thrown !== Infinity) throw thrown;
-      engine.setThrew(1, 0);
-    }
-  }
-
   const calls = {
     fd_close: (descriptor) => (opened.delete(descriptor), 0),
     fd_read: read,
@@ -116,21 +104,22 @@ async function startPython(wasm, files, heap) {
       engine.memory.grow(Math.ceil(((size >>> 0) - engine.memory.buffer.byteLength) / 65536));
       return 1;
     },
-    _emscripten_throw_longjmp() {
-      throw Infinity;
-    },
   };
+  const needed = WebAssembly.Module.imports(wasm);
+  const jumps = await startJumps(needed.map(({ name }) => name));
+  Object.assign(calls, jumps.calls);
   const imports = {};
-  for (const { module, name } of WebAssembly.Module.imports(wasm)) {
+  for (const { module, name } of needed) {
     const missing = () => {
       throw new Error("the engine called " + name + ", which this page does not offer");
     };
-    (imports[module] ??= {})[name] = calls[name] ?? (name.startsWith("invoke_") ? invoke : missing);
+    (imports[module] ??= {})[name] = calls[name] ?? missing;
   }
 
   // Python
 
   engine = (await WebAssembly.instantiate(wasm, imports)).exports;
+  jumps.join(engine);
   engine.emscripten_stack_init();
   engine.__wasm_call_ctors();
   engine.mp_js_init(2048, heap);

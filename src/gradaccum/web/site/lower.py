@@ -6,6 +6,7 @@
     [*a, b], (*a, b), {"k": a, **b}                          calls that build the same
     f"..."                                                   str.format
     functools.cache                                          a dictionary beside the function
+    el("p", None, text)                                      markup with places for what is not known yet (fold.py)
 
 Calls that MicroPython answers otherwise go to prelude.py. Whatever else it lacks is reported with file and line
 (portable.py), not guessed around.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ast
 
 from gradaccum.errors import GradaccumError
+from gradaccum.web.site.fold import fold
 from gradaccum.web.site.portable import complaints
 
 TYPE_CHECKING = False
@@ -32,7 +34,7 @@ def lower(source: str, path: str) -> str:
     tree = ast.parse(source, path)
     if found := complaints(tree, path):
         raise LoweringError("\n".join(found))
-    return ast.unparse(ast.fix_missing_locations(_Lower(path).visit(tree))) + "\n"
+    return ast.unparse(ast.fix_missing_locations(_Lower(path).visit(fold(tree)))) + "\n"
 
 
 class _Lower(ast.NodeTransformer):
@@ -153,6 +155,8 @@ def {node.name}(*key):
                 return ast.Call(ast.Name("_sorted", ast.Load()), node.args, node.keywords)
             case ast.Attribute(value=text, attr="strip" | "lstrip" | "rstrip" as name) if not node.args:
                 return _call("_" + name, text)
+            case ast.Attribute(value=text, attr="isascii"):
+                return _call("_is_ascii", text)
         return node
 
     # Text

@@ -32,7 +32,7 @@ MODULES: dict[str, set[str]] = {
 
 # Methods of str, int, float, list, match objects and named tuples that are missing, or do something else.
 METHODS = set(
-    "capitalize casefold expandtabs format_map isalnum isascii isdecimal isidentifier isnumeric isprintable "
+    "capitalize casefold expandtabs format_map isalnum isdecimal isidentifier isnumeric isprintable "
     "istitle ljust maketrans removeprefix removesuffix rjust swapcase title translate zfill sort "
     "as_integer_ratio bit_count bit_length fromhex is_integer groupdict groups span _asdict _replace".split()
 )

@@ -73,6 +73,10 @@ def _strip(text):  # type: ignore[no-untyped-def]
     return _lstrip(_rstrip(text))  # type: ignore[no-untyped-call]
 
 
-for _thing in (_ordered, _from_keys, _sorted, _range, _strip, _lstrip, _rstrip):
+def _is_ascii(text):  # type: ignore[no-untyped-def]
+    return len(text.encode()) == len(text)
+
+
+for _thing in (_is_ascii, _ordered, _from_keys, _sorted, _range, _strip, _lstrip, _rstrip):
     setattr(builtins, _thing.__name__, _thing)
 builtins.OrderedDict = OrderedDict  # type: ignore[attr-defined]
