@@ -83,11 +83,12 @@ def chart_words(plan: Plan, axis: str, points: Points) -> str:
     goal = goal_of(plan)
     own = plan.micro_batch if axis == "micro_batch" else plan.num_gpus
     amounts = [amount for _, amount in points]
+    gives = next(amount for value, amount in points if value == own)
     exact = [brief(value) for value, amount in points if amount == goal.amount]
     return (
         f"Target {brief(goal.amount)}. From {_axis_words(axis)} {brief(points[0][0])} to "
         f"{brief(points[-1][0])} an update sees {brief(min(amounts))} to {brief(max(amounts))}; "
-        f"{brief(own)} gives {brief(dict(points)[own])}. "
+        f"{brief(own)} gives {brief(gives)}. "
         f"{'Exactly on the target: ' + ', '.join(exact) if exact else 'None is exactly on the target'}."
     )
 

@@ -77,4 +77,4 @@ def run_cached(
         torch.autograd.backward(leaves, [each[number].to(leaf.dtype) for each, leaf in zip(parts, leaves, strict=True)])
         group.answer(batch)
     set_random_state(device, after)
-    group.sums.add(loss.detach(), weight)
+    group.sums.add(loss, weight)

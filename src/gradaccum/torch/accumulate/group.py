@@ -91,8 +91,7 @@ class Group:
     def _go_back(self, loss: torch.Tensor, weight: Number, mean: bool) -> None:
         self._check_answer()
         if self._kept is not None:
-            self._kept.check_there()
-            self._kept.check_alone()
+            self._kept.check()
         if self._state.expected is None and not mean and isinstance(loss, torch.Tensor):
             warn_of_a_mean(loss, checked_weight(weight))
         loss, weight = checked(loss), checked_weight(weight)
@@ -115,7 +114,7 @@ class Group:
             self._watches = False
             watch.check()
         self.sums.answered(self._samples, counted=True, more=self._more)
-        self.sums.add(loss.detach() * weight if mean else loss.detach(), weight)
+        self.sums.add(loss, weight, mean)
         if self._kept is None:
             self._after_first(seed, weight)
         else:
@@ -343,7 +342,7 @@ class Group:
                 + "; go through `for batch in group` to its end, or call accumulator.discard() on every rank"
             )
         if self._kept is not None:
-            self._kept.check_there()
+            self._kept.check(alone=False)
         if self._versions is not None and self._versions != versions(state):
             raise AccumulationError(
                 "parameters changed while the group's gradients were summed, so that these belong to different models: "

@@ -58,25 +58,22 @@ class Kept:
     def note(self) -> None:
         """After a pass of the group's own."""
         if self._counts:
-            self._version = self._written()
+            found = self._state.sum_of(self.parameter)
+            self._version = -1 if found is None else found._version
 
-    def check_there(self) -> None:
-        """Raises AccumulationError where it was cleared."""
-        if self._state.sum_of(self.parameter) is None:
+    def check(self, alone: bool = True) -> None:
+        """Raises AccumulationError where the gradient was cleared, or, if `alone`, where another than the group has
+        written to it since its last pass.
+        """
+        found = self._state.sum_of(self.parameter)
+        if found is None:
             raise AccumulationError(
                 "gradients of this group were cleared before its step: take zero_grad() out of the loop, step() clears "
                 "them; accumulator.discard() throws the group away"
             )
-
-    def check_alone(self) -> None:
-        """Raises AccumulationError where another than the group has written to it since its last pass."""
-        if self._counts and self._version != self._written():
+        if alone and self._counts and self._version != found._version:
             raise AccumulationError(
                 "gradients of this group were changed between its backward passes, as by a loss.backward() beside "
                 "group.backward, or by clip_grad_norm_ in the loop: give the whole loss to group.backward, and clip by "
                 "clip_norm=; accumulator.discard() throws the group away"
             )
-
-    def _written(self) -> int:
-        found = self._state.sum_of(self.parameter)
-        return -1 if found is None else found._version

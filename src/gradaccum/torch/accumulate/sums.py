@@ -69,7 +69,7 @@ class Sums:
     """
 
     weight: Number = 0
-    loss: torch.Tensor | None = None
+    loss: Number | None = None
     samples: int | None = 0
     seen: int | None = 0
     micro_batches: int = 0
@@ -88,19 +88,26 @@ class Sums:
 
     def copy(self) -> Sums:
         """The same, which does not change with this."""
-        return replace(self, loss=None if self.loss is None else self.loss.clone())
+        return replace(self, loss=self.loss.clone() if isinstance(self.loss, torch.Tensor) else self.loss)
 
-    def add(self, loss_sum: torch.Tensor, weight: Number) -> None:
-        """One micro-batch. One of weight 0 adds no loss: a mean over nothing is NaN."""
+    def add(self, loss: torch.Tensor, weight: Number, mean: bool = False) -> None:
+        """One micro-batch. loss: its sum, or its mean. One of weight 0 adds none: a mean over nothing is NaN."""
+        if loss.is_cpu:  # the host's own numbers, which it need not ask for
+            weight = weight.item() if isinstance(weight, torch.Tensor) else weight
+            if weight:
+                self.weight = self.weight + weight
+                self.loss = (self.loss or 0.0) + loss.item() * (weight if mean else 1)
+            return
+        loss = loss.detach() * weight if mean else loss.detach()
         if isinstance(weight, torch.Tensor):
             weight = weight.detach()
-            loss_sum = torch.where(weight != 0, loss_sum, 0)
+            loss = torch.where(weight != 0, loss, 0)
         elif weight == 0:
             return
         self.weight = self.weight + weight
         if self.loss is None:
-            self.loss = torch.zeros((), dtype=precise(loss_sum.device), device=loss_sum.device)
-        self.loss.add_(loss_sum)
+            self.loss = torch.zeros((), dtype=precise(loss.device), device=loss.device)
+        self.loss += loss
 
 
 def precise(device: torch.device) -> torch.dtype:
