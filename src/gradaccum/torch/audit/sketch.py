@@ -34,8 +34,8 @@ class Witness:
         trained = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
         self.parameters = chosen(trained)
         self.sharded = any(hasattr(each, "placements") for each in self.parameters)
-        self._projections: dict[int, torch.Tensor] = {}
-        self._hooked: torch.Tensor | None = None
+        self._projections: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
+        self._arrived: dict[int, torch.Tensor] = {}
         self._handles: list[Any] = []
         self._pairs: dict[int, list[torch.Tensor]] = {}
 
@@ -59,7 +59,8 @@ class Witness:
 
     def heard(self) -> torch.Tensor | None:
         """The sketch of what came since the last call; None where nothing did."""
-        found, self._hooked = self._hooked, None
+        found = self._sketch(self._arrived)
+        self._arrived = {}
         return found
 
     def hooks(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -75,7 +76,7 @@ class Witness:
         import torch
 
         with torch.no_grad():
-            sums = [each.detach().double().sum() for each in self.parameters]
+            sums = [each.sum(dtype=torch.float64) for each in self.parameters]
             return torch.stack([each.to(sums[0].device) for each in sums]) if sums else None
 
     def among(self, tensors: Sequence[torch.Tensor]) -> bool:
@@ -84,21 +85,16 @@ class Witness:
 
     def take(self, tensors: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
         """Gradients that were asked for by name, as if they had come by a backward pass."""
-        self._hooked = None
+        self._arrived = {}
         for each, gradient in zip(tensors, gradients, strict=True):
             for index, own in enumerate(self.parameters):
                 if each is own and gradient is not None:
-                    part = self._sketch(index, gradient)
-                    self._hooked = part if self._hooked is None else self._hooked + part
+                    self._arrives(index, gradient)
 
     def gradients(self) -> torch.Tensor | None:
         """The sketch of what lies in `.grad` now; None where there is nothing."""
-        found = None
-        for index, each in enumerate(self.parameters):
-            if each.grad is not None:
-                part = self._sketch(index, each.grad)
-                found = part if found is None else found + part
-        return found
+        there = {index: each.grad for index, each in enumerate(self.parameters) if each.grad is not None}
+        return self._sketch({index: _numbers(gradient) for index, gradient in there.items()})
 
     def dtypes(self) -> list[str]:
         """The types that gradients have."""
@@ -108,32 +104,54 @@ class Witness:
 
     def _hear(self, index: int) -> Any:
         def hook(gradient: torch.Tensor) -> None:
-            part = self._sketch(index, gradient)
-            self._hooked = part if self._hooked is None else self._hooked + part
+            part = self._arrives(index, gradient)
             if index in self._pairs:
-                self._pairs[index].append(part)
+                self._pairs[index].append(self._sketch({index: part}))
 
         return hook
 
     def _hear_first(self, index: int) -> Any:
         def hook(gradient: torch.Tensor) -> None:
-            self._pairs[index] = [self._sketch(index, gradient)]
+            self._pairs[index] = [self._sketch({index: _numbers(gradient)})]
 
         return hook
 
-    def _sketch(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+    def _arrives(self, index: int, gradient: torch.Tensor) -> torch.Tensor:
+        """Keep a copy of what is read of it: the tensor itself may become `.grad`, to which later passes add."""
+        found = _numbers(gradient).clone()
+        self._arrived[index] = found + self._arrived[index] if index in self._arrived else found
+        return found
+
+    def _sketch(self, parts: dict[int, torch.Tensor]) -> torch.Tensor | None:
+        """Of some parameters' gradients, by one product for all."""
         import torch  # here, since records are judged where torch is not
 
-        with torch.no_grad():
-            local = gradient.to_local() if hasattr(gradient, "to_local") else gradient
-            local = local.to_dense() if local.is_sparse else local
-            flat = local.detach().reshape(-1)[:MOST_ELEMENTS].double()
-            known = self._projections.get(index)
-            if known is None or known.shape[1] != flat.numel():
-                generator = torch.Generator().manual_seed(1_000_003 * (index + 1) + flat.numel())
-                known = torch.randn(LENGTH, flat.numel(), generator=generator, dtype=torch.float64).to(flat.device)
-                self._projections[index] = known
-            return known @ flat
+        if not parts:
+            return None
+        device = next(iter(parts.values())).device
+        key = tuple((index, each.numel()) for index, each in parts.items())
+        known = self._projections.get(key)
+        if known is None:
+            known = torch.cat([_projection(*each) for each in key], dim=1).to(device)
+            self._projections[key] = known
+        whole = torch.cat([each if each.device == device else each.to(device) for each in parts.values()])
+        return known @ whole.double()
+
+
+def _numbers(gradient: torch.Tensor) -> torch.Tensor:
+    """What is read of a gradient, in its memory where it can be. Shape (at most MOST_ELEMENTS,)."""
+    local = gradient.detach()
+    local = local.to_local() if hasattr(local, "to_local") else local
+    flat = (local.to_dense() if local.is_sparse else local).reshape(-1)
+    return flat if flat.numel() <= MOST_ELEMENTS else flat[:MOST_ELEMENTS]
+
+
+def _projection(index: int, size: int) -> torch.Tensor:
+    """LENGTH random directions for the gradient of one parameter, the same in each process."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1_000_003 * (index + 1) + size)
+    return torch.randn(LENGTH, size, generator=generator, dtype=torch.float64)
 
 
 def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:

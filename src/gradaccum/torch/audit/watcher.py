@@ -61,6 +61,7 @@ class Watcher:
         self._serial = 0
         self._auditing = True
         self._divide_factor: float | None = None
+        self._joining: list[weakref.ref[torch.nn.Module]] | None = None  # what brings ranks together; of this update
         self._schedulers: set[type[Any]] = set()
         self._schedulers_deep = 0
         for model in models:
@@ -272,18 +273,24 @@ class Watcher:
 
     def _reduces(self) -> bool | None:
         """Whether the backward pass that ran brings the ranks together; None where no DDP model is known."""
+        if self._joining is None:
+            models = [model for reference in self._models if (model := reference()) is not None]
+            self._joining = [
+                weakref.ref(each)
+                for each in dict.fromkeys(module for model in models for module in model.modules())
+                if isinstance(each, DistributedDataParallel) or hasattr(type(each), "_get_fsdp_state")
+            ]
         found = None
-        for reference in self._models:
-            model = reference()
-            for each in model.modules() if model is not None else ():
-                if isinstance(each, DistributedDataParallel):
-                    self.seen.wrapped = "ddp"
-                    found = bool(found) or bool(each.require_forward_param_sync)
-                elif hasattr(each, "_get_fsdp_state"):
-                    self.seen.wrapped = "fsdp2"
-                    group = getattr(each._get_fsdp_state(), "_fsdp_param_group", None)
-                    found = bool(found) or bool(group is not None and group.reduce_grads)
-                    self._divide_factor = getattr(group, "gradient_divide_factor", None)
+        for reference in self._joining:
+            each: Any = reference()
+            if isinstance(each, DistributedDataParallel):
+                self.seen.wrapped = "ddp"
+                found = bool(found) or bool(each.require_forward_param_sync)
+            elif each is not None:
+                self.seen.wrapped = "fsdp2"
+                group = getattr(each._get_fsdp_state(), "_fsdp_param_group", None)
+                found = bool(found) or bool(group is not None and group.reduce_grads)
+                self._divide_factor = getattr(group, "gradient_divide_factor", None)
         return found
 
     def _event(self, name: str, *values: Any) -> None:
@@ -363,6 +370,7 @@ class Watcher:
         self._quietly(self._settle, watched, update)
         self.seen.updates.append(update)
         watched.next(update)
+        self._joining = None
         self._auditing = any(self._audits(each) for each in self._watched.values())
         if watched.number == 1:
             self._quietly(self._look_at_models)

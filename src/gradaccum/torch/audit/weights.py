@@ -7,6 +7,7 @@ weighs in the update. No copy and no second pass: one hook for each node met, an
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -248,7 +249,12 @@ def measured(gradient: torch.Tensor, but: torch.Tensor | None = None) -> torch.T
 
 def name_of(node: Any) -> str:
     """The node's function, without the word Backward and its number."""
-    return re.sub(r"Backward\d*$", "", node.name()).removeprefix("torch::autograd::")
+    return _short(node.name())
+
+
+@functools.cache
+def _short(name: str) -> str:
+    return re.sub(r"Backward\d*$", "", name).removeprefix("torch::autograd::")
 
 
 _identities = itertools.count(1)
