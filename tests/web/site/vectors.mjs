@@ -9,7 +9,7 @@ const [scripts, wasm, sources, whole] = process.argv.slice(2);
 const script = scripts.split(",").map((path) => readFileSync(path, "utf8")).join("\n");
 const startPython = new Function(script + "; return startPython;")();
 const engine = await WebAssembly.compile(readFileSync(wasm));
-const python = await startPython(engine, JSON.parse(readFileSync(sources, "utf8")), 3 * 1024 * 1024); // as ask.js does
+const python = await startPython(engine, JSON.parse(readFileSync(sources, "utf8")), 1024 * 1024); // as ask.js does
 
 // Both answers in one call: after each the engine tidies up its memory.
 function both(module, name) {

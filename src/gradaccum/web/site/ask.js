@@ -2,7 +2,7 @@
 // The build joins page.js, jumps.js, host.js and this file into one classic script: a page that is opened as a file may
 // load no module.
 
-const HEAP = 3 * 1024 * 1024; // bytes at first; what is small stays in the processor's cache, and it grows by itself
+const HEAP = 1024 * 1024; // bytes at first; what is small stays in the processor's cache, and it grows by itself
 const PATIENCE = 500; // milliseconds after the page's load that its first paint is waited for
 const TYPING = 100; // milliseconds without a further edit after which it is worked out what fits
 const WAIT = 1500; // milliseconds after which a person is told what the page waits for
