@@ -90,7 +90,7 @@ def of_framework(framework, world):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("framework", [*ALONE, *HELD_OUT])
 def test_each_loop_on_one_process(framework):
     from tests.torch.audit.worker import unknown
