@@ -5,7 +5,8 @@ from __future__ import annotations
 import gradaccum
 from gradaccum.errors import Problem
 from gradaccum.show.html import EMPTY, el, fragment
-from gradaccum.show.page import FIRST, REST, document, first_results, no_results, rest_results, title_of
+from gradaccum.show.page import FIRST, REST, document, first_results, no_results, title_of
+from gradaccum.show.rest import rest_results
 from tests.show.markup import parse, words
 
 PLAN = gradaccum.plan(micro_batch=4, num_gpus=8, target_batch=500, sequence_length=2048)

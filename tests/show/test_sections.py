@@ -10,16 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradaccum
+from gradaccum.show.rest import charts_section, update_section
 from gradaccum.show.sections import (
     algebra_section,
     answer,
-    charts_section,
     drift_kind,
     findings_section,
     pinned,
     run_section,
     summary,
-    update_section,
 )
 from tests.show.markup import having, parse, the, words
 

@@ -8,18 +8,8 @@ from __future__ import annotations
 from gradaccum.core.fields import BY_NAME
 from gradaccum.show.form import SHOWN_IN
 from gradaccum.show.html import el
-from gradaccum.show.nearby import nearby_section
 from gradaccum.show.numbers import brief, drift_of, plural, signed
-from gradaccum.show.sections import (
-    algebra_section,
-    answer,
-    charts_section,
-    findings_section,
-    pinned,
-    run_section,
-    update_section,
-)
-from gradaccum.show.snippets import elsewhere_section, loop_section, settings_section
+from gradaccum.show.sections import answer, pinned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,12 +18,11 @@ if TYPE_CHECKING:
     from gradaccum.core.plan import Plan
     from gradaccum.errors import Problem
     from gradaccum.show.html import Child, Markup
-    from gradaccum.show.nearby import Link
 
 FIRST = ("answer",)
 """The result that a person waits for after an edit."""
 REST = ("update", "nearby", "findings", "charts", "run", "loop", "settings", "algebra", "elsewhere")
-"""What follows once that is painted, in its order on the page."""
+"""What follows once that is painted, in its order on the page: the parts of rest.py."""
 
 
 def first_results(plan: Plan) -> dict[str, Markup]:
@@ -41,23 +30,6 @@ def first_results(plan: Plan) -> dict[str, Markup]:
     return {
         "answer": answer(plan, el("h2", {"class": "unseen", "id": "the-plan", "tabindex": -1}, "The plan")),
         "pinned": pinned(plan),
-    }
-
-
-def rest_results(
-    plan: Plan, link: Link, values: Mapping[str, str], strategy: str = "auto", weighting: str = "auto"
-) -> dict[str, Markup]:
-    """The parts of REST. values: the inputs as written; strategy, weighting: which loop."""
-    return {
-        "update": update_section(plan),
-        "nearby": nearby_section(plan, link),
-        "findings": findings_section(plan),
-        "charts": charts_section(plan),
-        "run": run_section(plan),
-        "loop": loop_section(plan, link, strategy, weighting),
-        "settings": settings_section(plan),
-        "algebra": algebra_section(plan),
-        "elsewhere": elsewhere_section(values),
     }
 
 

@@ -1,4 +1,4 @@
-"""The pieces of the page as functions of a Plan: the answer, the picture, the charts, findings, the run, the algebra.
+"""The pieces of the page as functions of a Plan: the answer, findings, the run, the algebra.
 
 Numbers are shown whole as long as they can be read; where they cannot, the full digits stay in the answer alone.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from gradaccum.core.explain import explain
 from gradaccum.core.training import COMPUTE_OPTIMAL
-from gradaccum.show.batch_chart import batch_chart
 from gradaccum.show.html import EMPTY, el, fragment, linked, raw
 from gradaccum.show.numbers import MINUS, TIMES, brief, drift_of, drift_words, goal_of, plural, signed, with_minus
-from gradaccum.show.update_picture import update_picture, update_words
 from gradaccum.units import show_count, show_percent, show_real, show_short, show_signed
 
 TYPE_CHECKING = False
@@ -77,16 +75,17 @@ def _drift_aside(plan: Plan) -> Child:
     if plan.solved_for == "target_batch":
         return "the target is what these make"
     if plan.is_exact:
-        return f"on the target of {_target(plan)}"
+        return f"on the target of {target_words(plan)}"
     unit = " tokens" if goal_of(plan).in_tokens else ""
     more = "more" if drift_of(plan) > 0 else "fewer"
     return [
         el("b", None, with_minus(plan.drift_signed_percent)),
-        f" \u00b7 {brief(abs(drift_of(plan)))}{unit} {more} than {_target(plan)}",
+        f" \u00b7 {brief(abs(drift_of(plan)))}{unit} {more} than {target_words(plan)}",
     ]
 
 
-def _target(plan: Plan) -> str:
+def target_words(plan: Plan) -> str:
+    """The target in its own unit."""
     return brief(goal_of(plan).amount) + (" tokens" if goal_of(plan).in_tokens else "")
 
 
@@ -170,38 +169,6 @@ def pinned(plan: Plan) -> Markup:
         el("span", None, el("b", None, plural(plan.accum_steps, "step")), " "),
         el("span", None, "batch ", el("b", None, brief(plan.effective_batch)), " "),
         el("b", {"class": "number"}, signed(drift_of(plan)) + percent),
-    )
-
-
-# Pictures
-
-
-def update_section(plan: Plan) -> Markup:
-    """One update over time, for wide and for narrow places; the stylesheet shows one of the two."""
-    return section(
-        "One update over time",
-        el(
-            "figure",
-            None,
-            el("div", {"class": "wide"}, update_picture(plan)),
-            el("div", {"class": "narrow"}, update_picture(plan, narrow=True)),
-            el("figcaption", None, update_words(plan)),
-        ),
-        kind="update",
-    )
-
-
-def charts_section(plan: Plan) -> Markup:
-    """What other micro-batches and GPU counts would make of the target."""
-    return section(
-        "With another micro-batch, with other GPUs",
-        el("div", {"class": "charts"}, batch_chart(plan, "micro_batch"), batch_chart(plan, "num_gpus")),
-        el(
-            "p",
-            {"class": "hint"},
-            f"Dashed: the target, {_target(plan)}. Each stem is a drift: above the line more, below it less.",
-        ),
-        kind="chart",
     )
 
 

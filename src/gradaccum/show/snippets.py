@@ -11,6 +11,7 @@ from gradaccum.show.loop import training_loop
 from gradaccum.show.loop.form import choose_form
 from gradaccum.show.sections import section
 from gradaccum.show.settings import trainer_settings
+from gradaccum.show.tabs import STRATEGIES, WEIGHTINGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from gradaccum.core.plan import Plan
     from gradaccum.show.html import Child, Markup
     from gradaccum.show.nearby import Link
-
-STRATEGIES = (
-    ("single", "One rank"),
-    ("ddp", "DDP"),
-    ("fsdp2", "FSDP2"),
-    ("fsdp2-deferred", "FSDP2, reduced once"),
-)
-WEIGHTINGS = (("tokens", "Loss by tokens"), ("mean", "Loss by samples"))
 
 _PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._,%+"
 

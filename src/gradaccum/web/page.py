@@ -17,9 +17,9 @@ from gradaccum.errors import InputError, Problem
 from gradaccum.show.form import SHOWN_IN, WHOLE, default_text, error_words, form, origin, presets
 from gradaccum.show.html import EMPTY, el, fragment
 from gradaccum.show.numbers import brief
-from gradaccum.show.page import document, first_results, no_results, rest_results, title_of
+from gradaccum.show.page import document, first_results, no_results, title_of
 from gradaccum.show.sections import summary
-from gradaccum.show.snippets import STRATEGIES, WEIGHTINGS
+from gradaccum.show.tabs import STRATEGIES, WEIGHTINGS
 from gradaccum.units import quote, read_count, read_ratio, show_count
 from gradaccum.web.fit_options import NAMES
 
@@ -256,6 +256,8 @@ def _parts(asked: Answer) -> dict[str, Markup]:
 
 
 def _rest(asked: Answer, plan: Plan) -> dict[str, Markup]:
+    from gradaccum.show.rest import rest_results  # the answer does not wait for it
+
     strategy, weighting = asked.view.get("loop") or "auto", asked.view.get("weighting") or "auto"
     return rest_results(plan, asked.link, asked.values, strategy, weighting)
 
