@@ -335,9 +335,17 @@ def significant(numerator: int, denominator: int, digits: int) -> tuple[int, int
 
 def _decimal_exponent(numerator: int, denominator: int) -> int:
     """floor(log10(numerator / denominator)), exactly."""
-    most = len(str(numerator)) - len(str(denominator))
+    most = _digits(numerator) - _digits(denominator)
     reaches = numerator * 10 ** max(-most, 0) >= denominator * 10 ** max(most, 0)
     return most if reaches else most - 1
+
+
+def _digits(count: int) -> int:
+    """How many digits a positive integer has. `str` refuses thousands of them."""
+    digits = 0
+    while count >= 10**MAX_DIGITS:
+        count, digits = count // 10**MAX_DIGITS, digits + MAX_DIGITS
+    return digits + len(str(count))
 
 
 def show_exact(ratio: Ratio) -> str:

@@ -91,7 +91,7 @@ def of_framework(framework, world):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("framework", [*ALONE, *HELD_OUT])
+@pytest.mark.parametrize("framework", [*ALONE, *(pytest.param(name, marks=pytest.mark.full) for name in HELD_OUT)])
 def test_each_loop_on_one_process(framework):
     from tests.torch.audit.worker import unknown
 
@@ -105,7 +105,7 @@ def test_each_loop_on_one_process(framework):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "framework",
-    ["ddp", "fsdp2", "accelerate", "heldoutddp", *(pytest.param(name, marks=pytest.mark.full) for name in LATE)],
+    ["ddp", "fsdp2", "accelerate", *(pytest.param(name, marks=pytest.mark.full) for name in ("heldoutddp", *LATE))],
 )
 def test_each_loop_on_two_ranks(framework, tmp_path):
     loops = of_framework(framework, 2)
