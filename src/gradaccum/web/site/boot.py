@@ -9,6 +9,8 @@ import gradaccum.web.site.prelude  # noqa: F401 - before all others: their code 
 from gradaccum.web.page import plan_or_errors, render_live, render_page, render_rest
 from gradaccum.web.site.json_text import json_text
 
+gc.threshold(-1)  # type: ignore[attr-defined]  # memory is tidied up after `rest`, or where it is full, not after each call
+
 
 def first(query: str) -> str:
     """What an edit changes on the answer, as JSON."""
