@@ -99,14 +99,10 @@ def nearest_words(word: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 def edits(one: str, other: str, most: int) -> int:
     """Levenshtein distance: letters to insert, remove or replace; `most` + 1 where it is more than `most`."""
-    a, b = _letters(one), _letters(other)
-    longest = max(len(a), len(b))
-    most = min(most, longest)
-    beyond = most + 1
+    a, b, beyond = _letters(one), _letters(other), most + 1
     if abs(len(a) - len(b)) > most:
         return beyond
-    only_here, only_there = set(a), set(b)  # what only one of them has takes an edit each
-    if len(only_here - only_there) > most or len(only_there - only_here) > most:
+    if max(len(set(a) - set(b)), len(set(b) - set(a))) > most:  # each letter that the other lacks takes an edit
         return beyond
     row = list(range(len(b) + 1))
     for i, letter in enumerate(a):

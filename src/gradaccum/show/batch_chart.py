@@ -47,7 +47,7 @@ def batch_chart(plan: Plan, axis: str) -> Markup:
     places = [(across(index), up(amount)) for index, (_, amount) in enumerate(points)]
     return picture(
         f"{_amount_words(goal)} by {_axis_words(axis)}",
-        chart_words(plan, axis, points),
+        chart_words(goal, axis, points, here),
         WIDTH,
         HEIGHT,
         line("axis", f"M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"),
@@ -78,12 +78,10 @@ def chart_points(plan: Plan, axis: str) -> list[tuple[int, int]]:
     return found
 
 
-def chart_words(plan: Plan, axis: str, points: Points) -> str:
-    """What the chart shows, in words. points: of `chart_points`."""
-    goal = goal_of(plan)
-    own = plan.micro_batch if axis == "micro_batch" else plan.num_gpus
+def chart_words(goal: Goal, axis: str, points: Points, here: int) -> str:
+    """What the chart shows, in words. points: of `chart_points`; here: the place of the plan's own."""
+    own, gives = points[here]
     amounts = [amount for _, amount in points]
-    gives = next(amount for value, amount in points if value == own)
     exact = [brief(value) for value, amount in points if amount == goal.amount]
     return (
         f"Target {brief(goal.amount)}. From {_axis_words(axis)} {brief(points[0][0])} to "

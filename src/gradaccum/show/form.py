@@ -45,13 +45,13 @@ def form(
     """
 
     def fields(group: str) -> list[Markup]:
-        shown = [spec for spec in FIELDS if spec.group == group and spec.name not in SHOWN_IN]
-        return [
-            _untouched(spec.name)
-            if values.get(spec.name, "") == default_text(spec) and spec.name not in errors and spec.name not in echoes
-            else _field(spec, values.get(spec.name, ""), errors.get(spec.name), echoes.get(spec.name))
-            for spec in shown
-        ]
+        return [field(spec) for spec in FIELDS if spec.group == group and spec.name not in SHOWN_IN]
+
+    def field(spec: Field) -> Markup:
+        value, error, echo = values.get(spec.name, ""), errors.get(spec.name), echoes.get(spec.name)
+        if value == default_text(spec) and error is None and echo is None:
+            return _untouched(spec.name)
+        return _field(spec, value, error, echo)
 
     def is_open(group: str) -> bool:
         return any(

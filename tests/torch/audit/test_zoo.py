@@ -89,9 +89,14 @@ def of_framework(framework, world):
     return found
 
 
+def full(*frameworks):
+    """Cases that belong to the full matrices."""
+    return [pytest.param(each, marks=pytest.mark.full) for each in frameworks]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("framework", [*ALONE, *(pytest.param(name, marks=pytest.mark.full) for name in HELD_OUT)])
+@pytest.mark.parametrize("framework", [*ALONE, *full(*HELD_OUT)])
 def test_each_loop_on_one_process(framework):
     from tests.torch.audit.worker import unknown
 
@@ -103,10 +108,7 @@ def test_each_loop_on_one_process(framework):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "framework",
-    ["ddp", "fsdp2", "accelerate", *(pytest.param(name, marks=pytest.mark.full) for name in ("heldoutddp", *LATE))],
-)
+@pytest.mark.parametrize("framework", ["ddp", "fsdp2", "accelerate", *full("heldoutddp", *LATE)])
 def test_each_loop_on_two_ranks(framework, tmp_path):
     loops = of_framework(framework, 2)
     torchrun(2, str(WORKER), str(tmp_path), framework)

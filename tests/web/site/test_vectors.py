@@ -16,7 +16,7 @@ from tests.web.site.vectors import FITS, PLAIN, answers, digests, fit_queries, q
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-SCRIPTS = [Path(build.PACKAGE) / path for path in build.SCRIPTS if not path.endswith("ask.js")]
+SCRIPTS = [Path(build.PACKAGE) / path for path in build.HOST]
 
 
 @pytest.fixture

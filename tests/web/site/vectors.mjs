@@ -11,16 +11,7 @@ const startPython = new Function(script + "; return startPython;")();
 const engine = await WebAssembly.compile(readFileSync(wasm));
 const python = await startPython(engine, JSON.parse(readFileSync(sources, "utf8")), 1024 * 1024); // as ask.js does
 
-// Both answers in one call: after each the engine tidies up its memory.
-function both(module, name) {
-  const lines = [
-    "from gradaccum.web.site.boot import page", `from ${module} import ${name}`,
-    `def both(query): return ${name}(query) + "\\n" + page(query)`,
-  ];
-  python.add({ [`both_${name}.py`]: lines.join("\n") });
-  return python(`both_${name}`, "both");
-}
-const plan = both("gradaccum.web.site.boot", "plan");
+const [plan, page] = ["plan", "page"].map((name) => python("gradaccum.web.site.boot", name));
 let fit; // loaded once it is asked for, as the page does: each name that the engine knows slows it
 const asksWhatFits = (query) => query.split("&").some((pair) => /^(model|gpu)=/.test(pair));
 
@@ -28,9 +19,8 @@ const digest = (text) => createHash("sha256").update(text).digest("hex").slice(0
 for (const query of JSON.parse(readFileSync(0, "utf8"))) {
   let texts;
   try {
-    const answer = asksWhatFits(query) ? (fit ??= both("gradaccum.web.site.boot_fit", "fit")) : plan;
-    const found = answer(query), end = found.indexOf("\n"); // JSON has none
-    texts = [found.slice(0, end), found.slice(end + 1)];
+    const answer = asksWhatFits(query) ? (fit ??= python("gradaccum.web.site.boot_fit", "fit")) : plan;
+    texts = [answer(query), page(query)];
   } catch (error) {
     texts = [String(error), ""];
   }

@@ -47,7 +47,7 @@ def _setting(plan: Plan, trainer: Trainer) -> Setting:
     text, note = "", _refusal(plan, trainer, keys)
     if not note:
         text = trainer.write([(section, key, values[ours]) for section, key, ours in keys if ours in values])
-        note = trainer.note.format(**values) if "{" in trainer.note else trainer.note
+        note = trainer.note.format(**values)
     return Setting(trainer.name, trainer.language, text, note, trainer.source)
 
 

@@ -42,8 +42,8 @@ TABLES = ("COUNT", "FLAG", "WORD", "OPTIONS", "NAMES")
 PANEL = "web/site/boot_fit.py"
 """The panel of what fits: this, and whatever it imports beside ROOMS."""
 
-SCRIPTS = ("web/site/jumps.js", "web/site/host.js", "web/site/ask.js")
-"""What joins page.js there: how the engine runs, and how the page asks it."""
+HOST = ("web/site/jumps.js", "web/site/host.js")
+"""What runs the engine."""
 
 FIRST_VISIT = (
     "app.js", "engine/micropython.wasm", "icon.svg", "index.html", "offline.js", "page.css",
@@ -100,7 +100,7 @@ IMPORT = 'import { ask } from "./ask.js"; // asks the server; the page without o
 
 def page_script() -> str:
     """page.js with the static page's way to ask, in one scope."""
-    page, *more = (_read(path).decode() for path in ("web/page.js", *SCRIPTS))
+    page, *more = (_read(path).decode() for path in ("web/page.js", *HOST, "web/site/ask.js"))
     assert IMPORT in page
     return '"use strict";\n(() => {\n' + "\n".join([page.replace(IMPORT, ""), *more]) + "})();\n"
 
