@@ -163,11 +163,20 @@ def test_wrong_input_starts_none(client, stand_in, query, code):
 
 
 @pytest.fixture
-def asked():
-    """asked(): curl's connection to a server whose trace sleeps, and the server's address."""
+def traced():
+    """What the traces of this test connect to: an open connection is one that runs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        yield listening
+
+
+@pytest.fixture
+def asked(traced):
+    """The address of a server whose trace holds a connection to `traced` for as long as it lives."""
+    holds = f"import socket, time\nheld = socket.create_connection({traced.getsockname()!r})\ntime.sleep(50)"
     code = (
-        "import sys\nfrom gradaccum.web import trace\n"
-        "trace._command = lambda found: [sys.executable, '-c', 'import time; time.sleep(50)', 'a-trace-of-a-test']\n"
+        f"import sys\nfrom gradaccum.web import trace\nholds = {holds!r}\n"
+        "trace._command = lambda found: [sys.executable, '-c', holds]\n"
         "from gradaccum.web.serve import serve\nserve(port=0)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
@@ -176,7 +185,7 @@ def asked():
 
 
 @pytest.mark.slow
-def test_one_runs_at_a_time_and_ends_with_its_connection(asked):
+def test_one_runs_at_a_time_and_ends_with_its_connection(asked, traced):
     host, port = urlsplit(asked).hostname, urlsplit(asked).port
 
     @contextlib.contextmanager
@@ -191,17 +200,18 @@ def test_one_runs_at_a_time_and_ends_with_its_connection(asked):
             assert until in said
             yield
 
-    def running():
-        found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-        return sum("a-trace-of-a-test" in line for line in found.splitlines() if "trace._command" not in line)
-
-    with request('"seconds"'):  # the first line of the answer comes when the process has started
+    with request('"seconds"'):
+        one, _ = traced.accept()
         with request(" 409 "):
             pass
-        assert running() == 1
-    give_up = time.monotonic() + 60
-    while running() and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert running() == 0
+    with one:
+        one.settimeout(30)  # well before it would end by itself
+        assert one.recv(1) == b"", "the trace ends with the connection of the one who asked"
     with request('"seconds"'):
-        pass
+        another, _ = traced.accept()
+    with another:
+        another.settimeout(30)
+        assert another.recv(1) == b""
+    traced.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        traced.accept()  # nothing was started for the one that was refused
