@@ -9,8 +9,9 @@
   const probe = (window.benchmark = { visible: null, asked: null });
   let edit = null;
 
-  // The second frame after a change begins once the first, which paints it, is over: at most one frame too late.
-  const painted = (then) => requestAnimationFrame(() => requestAnimationFrame(() => then(performance.now())));
+  // A task that goes before all others, once the frame is over that paints a change.
+  const painted = (then) =>
+    requestAnimationFrame(() => scheduler.postTask(() => then(performance.now()), { priority: "user-blocking" }));
 
   // First visit: the first result is there, and painted.
   const arrival = new MutationObserver(() => {

@@ -28,7 +28,7 @@ def visiting(chromium, home):
     """visit(query, **context): a page at `home` on which every complaint and every foreign request fails the test."""
     contexts, complaints = [], []
 
-    def open_page(query="", before=lambda page: None, **options):
+    def open_page(query="", before=lambda page: None, until="load", **options):
         context = chromium.new_context(**{"viewport": WIDE, **options})
         contexts.append(context)
 
@@ -44,7 +44,7 @@ def visiting(chromium, home):
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         before(page)
-        page.goto(home + (f"?{query}" if query else ""))
+        page.goto(home + (f"?{query}" if query else ""), wait_until=until)
         return page
 
     open_page.complaints = complaints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
@@ -44,6 +45,23 @@ def look(chromium, host):
 
 def figure(page, name):
     return page.locator(".figure", has_text=name).locator(".number")
+
+
+@contextmanager
+def held(look, file, query):
+    """A visit for which one file does not come before the end."""
+    requests = []
+
+    def hold(page):
+        page.route("**/" + file, lambda route: requests.append(route))
+
+    page = look(query, before=hold, until="commit", service_workers="block")
+    yield page
+    for _ in range(100):
+        if requests:
+            break
+        page.wait_for_timeout(50)
+    requests[0].continue_()
 
 
 def edited(page, target="640"):
@@ -279,18 +297,8 @@ def test_an_engine_that_is_slow_is_waited_for_aloud(look):
 
 
 def test_what_is_typed_before_the_engine_runs_is_kept_on_top_of_the_permalink(look):
-    held = []
-
-    def hold(page):
-        page.route("**/micropython.wasm", lambda route: held.append(route))
-
-    page = look("micro_batch=3&rounding=ceil", before=hold, service_workers="block")
-    page.get_by_label("Target batch").fill("640")
-    for _ in range(100):
-        if held:
-            break
-        page.wait_for_timeout(50)
-    held[0].continue_()
+    with held(look, "micropython.wasm", "micro_batch=3&rounding=ceil") as page:
+        page.get_by_label("Target batch").fill("640")
     expect(figure(page, "Effective batch")).to_have_text("648")
     expect(page.get_by_label("Target batch")).to_have_value("640")
     expect(page.get_by_label("Target batch")).to_be_focused()
@@ -367,6 +375,29 @@ def test_a_permalink_to_what_fits_shows_what_the_server_shows(look, visit, query
     expect(page.locator(".waiting")).to_have_count(0)
     expect(page.locator("#fit")).to_have_count(1)
     assert body(page) == body(served)
+
+
+def test_the_answer_of_a_permalink_does_not_wait_for_what_fits(look, visit):
+    query = "micro_batch=3&" + FIT
+    with held(look, "fit.js", query) as page:
+        expect(figure(page, "Effective batch")).to_have_text("72")
+        expect(page.locator("#results")).to_have_class("results waiting")
+        seen = "() => [...document.querySelectorAll('#results > *')].map((each) => getComputedStyle(each).opacity)"
+        assert page.evaluate(seen)[:2] == ["1", "0.45"]
+        assert page.get_by_label("Target batch").input_value() == "64"
+    expect(page.locator(".waiting")).to_have_count(0)
+    assert body(page) == body(visit(query))
+
+
+def test_what_is_typed_before_what_fits_has_come_is_kept_on_top_of_the_permalink(look):
+    with held(look, "fit.js", "micro_batch=3&" + FIT) as page:
+        expect(figure(page, "Effective batch")).to_have_text("72")
+        page.get_by_label("Target batch").fill("640")
+        expect(figure(page, "Effective batch")).to_have_text("648")
+    expect(page.locator(".waiting")).to_have_count(0)
+    expect(figure(page, "Effective batch")).to_have_text("648")
+    expect(page.get_by_label("Target batch")).to_have_value("640")
+    expect(page.locator("#fit")).to_have_count(1)
 
 
 def test_what_fits_works_from_a_file(chromium, site):

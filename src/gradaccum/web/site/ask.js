@@ -9,7 +9,8 @@ const WAIT = 1500; // milliseconds after which a person is told what the page wa
 const FROM_FILE = location.protocol === "file:";
 const files = new URL(".", document.currentScript.src);
 
-const python = firstPaint().then(load).catch((error) => {
+const paint = firstPaint();
+const python = paint.then(load).catch((error) => {
   console.error("gradaccum: the calculator did not start:", error);
   const own = location.search ? "Below is the default plan, not the one that this link asks for." : "Below is the default plan.";
   const words = `The calculator did not start: ${reason(error)}. ${own}`;
@@ -112,6 +113,7 @@ function startFit() {
 }
 
 async function loadFit() {
+  await paint;
   const [calls] = await Promise.all([python, script("fit.js")]);
   const { app, fit } = globalThis.gradaccum;
   if (fit.version !== app.version) throw new Error("fit.js is of another version of this page");
@@ -119,16 +121,26 @@ async function loadFit() {
   return { found: calls.python("gradaccum.web.site.boot_fit", "found"), panel: calls.python("gradaccum.web.site.boot_fit", "panel") };
 }
 
-// The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would.
-// What a person has typed by then is kept.
+// The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would: the
+// answer first, and then all of it. What a person has typed by then is kept.
 async function redraw(query) {
-  const drawnValues = new Map(new FormData(form));
+  let drawnValues = new Map(new FormData(form));
+  const typedSince = () => [...new FormData(form)].filter(([name, value]) => drawnValues.get(name) !== value);
   if (/(^|&)embed=1(&|$)/.test(query)) document.querySelector("header").className = "unseen";
   results.classList.add("waiting");
   const wanted = asksWhatFits(query);
-  const [{ page }, fit] = await Promise.all([python.catch(() => ({})), wanted && startFit()]);
+  const fitStarts = wanted && startFit();
+  const { filled, page } = await python.catch(() => ({}));
   if (!page) return; // said above
-  const typedValues = [...new FormData(form)].filter(([name, value]) => drawnValues.get(name) !== value);
+  const answer = JSON.parse(filled(query));
+  if (answer.ok && !typedSince().length) {
+    show({ ...answer, summary: null }, true, "");
+    document.getElementById("part-answer").className = "ready";
+    drawnValues = new Map(new FormData(form));
+    await painted();
+  }
+  const fit = await fitStarts;
+  const typedValues = typedSince();
   const focused = form.contains(document.activeElement) ? document.activeElement.id : "";
   const drawn = new DOMParser().parseFromString(page(query), "text/html");
   document.title = drawn.title;
