@@ -50,7 +50,7 @@ def test_no_line_is_longer_than_the_terminal_and_no_word_is_lost(capsys, monkeyp
 def test_the_answer_on_one_screen(capsys):
     assert main(["fit", "--model", "llama-3.2-1b", "--gpu", "rtx-4090", "-s", "1024", "-t", "64"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("micro-batch 3 fits on GeForce RTX 4090 24 GB (2 surely, 5 at best)\n")
+    assert out.startswith("micro-batch 3 is marginal on GeForce RTX 4090 24 GB (2 surely, 5 at best)\n")
     assert "2 micro-batch x 1 GPUs x 32 accumulation steps = 64" in out
     (evidence,) = [line for line in out.splitlines() if line.endswith("+-15%")]
     assert "bf16, flash attention, one GPU" in evidence

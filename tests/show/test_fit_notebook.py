@@ -22,7 +22,7 @@ def test_a_fit_shows_itself():
     text = words(shown())
     for part in ("Largest micro-batch 3", "2 \u00d7 1 \u00d7 32 = 64", "end of forward", "8-bit AdamW states"):
         assert part in text
-    assert str(FIT).startswith("micro-batch 3 fits on GeForce RTX 4090 24 GB")
+    assert str(FIT).startswith("micro-batch 3 is marginal on GeForce RTX 4090 24 GB")
     assert repr(FIT) == "<Fit llama-3.2-1b on GeForce RTX 4090 24 GB: micro-batch 3>"
     assert FIT._repr_mimebundle_() == {"text/plain": str(FIT), "text/html": FIT._repr_html_()}
     assert "plan" not in [

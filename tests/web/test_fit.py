@@ -246,6 +246,9 @@ def test_a_screen_reader_hears_both_answers():
     assert render_fit(ASKED + "&num_gpus=1&target_batch=64")["summary"].endswith(
         "Micro-batch 1 fits on GeForce RTX 4090 24 GB."
     )
+    marginal = "model=llama-3.2-1b&gpu=rtx-4090&num_gpus=1&sequence_length=1024"
+    assert render_fit(marginal)["summary"].endswith("Micro-batch 3 is marginal on GeForce RTX 4090 24 GB.")
+    assert "marginal: 2 surely, 5 at best, on GeForce RTX 4090" in str(render_fit(marginal)["fit"])
     assert render_fit("model=llama-3.1-8b&gpu=t4&num_gpus=1")["summary"].endswith("Nothing fits on Tesla T4 16 GB.")
     assert "Model is missing." in render_fit("gpu=t4")["summary"]
 

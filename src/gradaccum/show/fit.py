@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradaccum.show.fit_changes import changes_by_title
+from gradaccum.show.fit_words import changes_by_title, how_it_fits
 from gradaccum.show.text import hung, wrapped
 from gradaccum.units import show_bytes, show_count, show_percent
 
@@ -44,8 +44,9 @@ def _headline(found: Mapping[str, Any], gpu: str) -> str:
         return f"nothing fits on {gpu}"
     names = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
     largest, surely, at_best = [_count(found[name], found["most_looked_at"]) for name in names]
-    sure = "" if surely == largest else f" ({surely} surely, {at_best} at best)"
-    return f"micro-batch {largest} fits on {gpu}{sure}"
+    bounds = f"{surely} surely, {at_best} at best" if surely != largest else f"{at_best} at best"
+    how = how_it_fits(found["max_micro_batch"], found["max_micro_batch_surely"])
+    return f"micro-batch {largest} {how} on {gpu}" + (f" ({bounds})" if surely != at_best else "")
 
 
 def _count(micro_batch: int, most: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradaccum.show.fit_changes import changes_by_title
+from gradaccum.show.fit_words import changes_by_title
 from gradaccum.show.html import EMPTY, el, fragment, linked
 from gradaccum.show.memory_pictures import kind_of, memory_bar, memory_curve, room_words, swatch
 from gradaccum.show.numbers import TIMES, brief, signed, with_minus
@@ -192,8 +192,10 @@ def headline(found: Found, gpu: str, plan: tuple[str, Child] | None) -> Markup:
     memory = found["memory"]
     if surely == at_best:
         aside = f"on {gpu}"
+    elif surely == largest:
+        aside = f"{brief(at_best)} at best, on {gpu}"
     else:
-        aside = f"{brief(surely)} surely, {brief(at_best)} at best, on {gpu}"
+        aside = f"marginal: {brief(surely)} surely, {brief(at_best)} at best, on {gpu}"
     shown = brief(largest) if largest else "none"
     if largest == found["most_looked_at"]:
         shown += " or more"

@@ -16,6 +16,7 @@ from gradaccum.errors import InputError, Problem
 from gradaccum.memory.fit import fit, memory_of
 from gradaccum.memory.setup import MEANINGS, Setup
 from gradaccum.show.fit_panel import PanelInput, found_parts, not_found, panel, plan_words, problem_words
+from gradaccum.show.fit_words import how_it_fits
 from gradaccum.show.html import EMPTY, el, fragment
 from gradaccum.show.numbers import brief, drift_of
 from gradaccum.show.sections import summary
@@ -302,5 +303,5 @@ def _summary(found: FitAnswer) -> str:
     if found.fit is None:
         return said + " ".join([f"{_label(each.field)} {each.message}." for each in found.problems])
     most = found.fit.max_micro_batch
-    words = f"Micro-batch {brief(most)} fits" if most else "Nothing fits"
+    words = f"Micro-batch {brief(most)} {how_it_fits(most, found.fit.surely)}" if most else "Nothing fits"
     return f"{said}{words} on {found.fit.gpu.name}."

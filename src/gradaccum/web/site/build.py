@@ -58,7 +58,7 @@ others it never asks for."""
 LEFT_OUT = (
     "catalog/gpus.json", "catalog/gpus.py", "catalog/models.json", "catalog/models.py", "core/audit.py", "core/link.py",
     "core/sweep.py", "show/audit.py", "show/audit_page.py", "show/audit_picture.py", "show/audit_words.py",
-    "show/fit.py", "show/fit_changes.py", "show/fit_notebook.py", "show/fit_panel.py", "show/memory_pictures.py",
+    "show/fit.py", "show/fit_words.py", "show/fit_notebook.py", "show/fit_panel.py", "show/memory_pictures.py",
     "show/notebook.py", "show/probe.py", "show/text.py", "show/verify.py",
 )  # fmt: skip
 """What the page does not use, or not before its panel is opened."""

@@ -1,4 +1,4 @@
-"""What would change a fit, below what is said of it: for the terminal, the page and the notebook."""
+"""How the largest micro-batch fits, and what would change it: for the terminal, the page and the notebook."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+
+def how_it_fits(largest: int, surely: int) -> str:
+    """Of the largest micro-batch that is expected to fit: whether it does at worst too."""
+    return "fits" if largest == surely else "is marginal"
 
 
 def changes_by_title(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
