@@ -296,8 +296,9 @@ def test_an_engine_that_is_slow_is_waited_for_aloud(look):
     expect(page.locator(".remark")).to_have_count(0)
 
 
-def test_what_is_typed_before_the_engine_runs_is_kept_on_top_of_the_permalink(look):
-    with held(look, "micropython.wasm", "micro_batch=3&rounding=ceil") as page:
+@pytest.mark.parametrize("late", ["page.js", "micropython.wasm"])
+def test_what_is_typed_before_the_engine_runs_is_kept_on_top_of_the_permalink(look, late):
+    with held(look, late, "micro_batch=3&rounding=ceil") as page:
         page.get_by_label("Target batch").fill("640")
     expect(figure(page, "Effective batch")).to_have_text("648")
     expect(page.get_by_label("Target batch")).to_have_value("640")

@@ -124,7 +124,9 @@ async function loadFit() {
 // The page was drawn for the default plan; where the address asks for another, it is drawn anew, as a server would: the
 // answer first, and then all of it. What a person has typed by then is kept.
 async function redraw(query) {
-  let drawnValues = new Map(new FormData(form));
+  const untouched = form.cloneNode(true); // a person may have typed before this script ran
+  untouched.reset();
+  let drawnValues = new Map(new FormData(untouched));
   const typedSince = () => [...new FormData(form)].filter(([name, value]) => drawnValues.get(name) !== value);
   if (/(^|&)embed=1(&|$)/.test(query)) document.querySelector("header").className = "unseen";
   results.classList.add("waiting");
