@@ -30,6 +30,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
     batches = [batch for group in groups if (batch := group.effective_batch) is not None]
     tokens = [_tokens(group) for group in groups]
     reductions = [sum(group.arrivals.reduced) + group.arrivals.reduced_after for group in groups]
+    parted = any(each.parted for each in first.optimizers)  # ZeRO's own reductions are not followed
     clips = [_clipping(group) for group in groups]
     return {
         "framework": first.framework,
@@ -42,7 +43,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "effective_batch": _spread(batches),
         "target_batch": first.target_batch,
         "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
-        "reductions_per_update": _spread(reductions) if len(ranks) > 1 else 0,
+        "reductions_per_update": 0 if len(ranks) == 1 else None if parted else _spread(reductions),
         "reduction_bytes": first.reduction_bytes if len(ranks) > 1 else 0,
         "scheduler_steps_per_update": _spread([update.scheduler_steps for update in first.updates]),
         "clipping": next((each for each in clips if each != "none"), "none"),

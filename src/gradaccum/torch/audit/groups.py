@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gradaccum.torch.audit.arrivals import LEAK, arrivals
 from gradaccum.torch.audit.normalisation import TOLERANCE, Family, families, items_of, near
+from gradaccum.torch.audit.sketch import plus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,6 +130,9 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         if len(updates) != len(ranks):
             continue  # a rank that was not reached has no part in it
         described = ranks[0].optimizers[optimizer]
+        if described.parted:
+            whole = plus(each.received for each in updates)
+            updates = [replace(each, received=whole) for each in updates]
         low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
         arrived = arrivals(updates, described.sharded, low)
         clipped = _clipped(updates[0].events)

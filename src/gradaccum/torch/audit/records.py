@@ -140,12 +140,15 @@ class UpdateSeen:
 
 @dataclass
 class OptimizerSeen:
-    """One optimizer. scale_free: its step does not change with the gradient's scale."""
+    """One optimizer. scale_free: its step does not change with the gradient's scale. parted: it steps on copies of the
+    parameters, and what a rank received is its own part of the gradient.
+    """
 
     name: str
     scale_free: bool
     gradient_dtypes: list[str] = field(default_factory=list)
     sharded: bool = False
+    parted: bool = False
 
 
 @dataclass

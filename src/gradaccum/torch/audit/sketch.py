@@ -28,10 +28,14 @@ Sketch = list[float]
 
 
 class Witness:
-    """Some parameters of one optimizer, and what is read of their gradients."""
+    """Some of the parameters that one optimizer trains, and what is read of their gradients.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        trained = [each for group in optimizer.param_groups for each in group["params"] if each.requires_grad]
+    held: the optimizer steps on copies of them, of which each rank has its own part.
+    """
+
+    held = False
+
+    def __init__(self, trained: Sequence[torch.Tensor]) -> None:
         self.parameters = chosen(trained)
         self.sharded = any(hasattr(each, "placements") for each in self.parameters)
         self._projections: dict[tuple[tuple[int, int], ...], torch.Tensor] = {}
@@ -156,17 +160,20 @@ def _projection(index: int, size: int) -> torch.Tensor:
 
 def chosen(trained: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The last parameters that are small enough, and the smallest of all where none is: the loss is nearest to them."""
-    floating = [each for each in trained if each.is_floating_point() and each.numel()]
-    small = [each for each in floating if each.numel() <= MOST_ELEMENTS] or sorted(
-        floating, key=lambda each: each.numel()
-    )[:1]
+    floating = [each for each in trained if each.is_floating_point() and _size(each)]
+    small = [each for each in floating if _size(each) <= MOST_ELEMENTS] or sorted(floating, key=_size)[:1]
     taken: list[torch.Tensor] = []
     room = MOST_ELEMENTS
     for each in [*reversed(small[len(small) // 2 :]), *small[: len(small) // 2]]:
-        if len(taken) < MOST_PARAMETERS and (each.numel() <= room or not taken):
+        if len(taken) < MOST_PARAMETERS and (_size(each) <= room or not taken):
             taken.append(each)
-            room -= each.numel()
+            room -= _size(each)
     return taken
+
+
+def _size(parameter: Any) -> int:
+    """The elements of all of it, also where ZeRO's third stage has taken them away for now."""
+    return int(getattr(parameter, "ds_numel", None) or parameter.numel())
 
 
 # Arithmetic of sketches, which needs no torch

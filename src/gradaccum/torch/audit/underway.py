@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gradaccum.torch.audit.holders import HeldWitness, has_parts, is_holder, loss_scale, trained_by
 from gradaccum.torch.audit.records import Event, OptimizerSeen, Pass, UpdateSeen
 from gradaccum.torch.audit.sketch import LOW, SAME, Witness, common_factor
 
@@ -19,12 +20,18 @@ SCALE_FREE = ("Adam", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop
 
 
 class Watched:
-    """One optimizer, and the group that is open."""
+    """One optimizer, or one that holds copies for it, and the group that is open.
 
-    def __init__(self, optimizer: Optimizer, index: int) -> None:
-        self._name = type(optimizer).__name__
+    holds: it is such a holder. stepped: whether PyTorch's optimizer was called in a step of the holder's.
+    """
+
+    def __init__(self, optimizer: Any, index: int) -> None:
         self.index, self.number, self.count = index, 0, 0
-        self.witness = Witness(optimizer)
+        self.stepped = False
+        self.holds = is_holder(optimizer)
+        self._name = type(optimizer.optimizer if self.holds else optimizer).__name__
+        parted = self.holds and has_parts(optimizer)
+        self.witness = HeldWitness(optimizer) if parted else Witness(trained_by(optimizer))
         self.passes: list[OpenPass] = []
         self.events: list[Happened] = []
         self.before: torch.Tensor | None = None
@@ -35,20 +42,36 @@ class Watched:
     def described(self) -> OptimizerSeen:
         """The optimizer as plain data."""
         scale_free = self._name.removeprefix("Fused").startswith(SCALE_FREE)
-        return OptimizerSeen(self._name, scale_free, sharded=self.witness.sharded)
+        return OptimizerSeen(self._name, scale_free, sharded=self.witness.sharded, parted=self.witness.held)
 
     def receive(self, optimizer: Optimizer) -> None:
         """What lies in the gradients now, which the optimizer is about to use."""
+        if isinstance(self.witness, HeldWitness):
+            given = self.witness.given(optimizer)
+            self.received = given if self.received is None or given is None else self.received + given
+            return
+        if self.holds:  # its own gradients were looked at before, and may be gone
+            return
         self.received = self.witness.gradients()
         scale = getattr(optimizer, "grad_scale", None)
         self.grad_scale = 1.0 if scale is None else float(scale)
+
+    def receive_whole(self, holder: Any) -> None:
+        """What lies in the gradients of a holder's parameters, before its step casts, unscales and clips them."""
+        self.received, self.grad_scale = self.witness.gradients(), loss_scale(holder)
+
+    def clip(self, norm: float, threshold: float) -> None:
+        """The step has clipped: whole gradients after they were looked at, parts before."""
+        self.events.append(Happened("clip", (norm, threshold)))
+        if self.received is not None and not self.witness.held:
+            self.received = self.received * min(1.0, threshold / (norm + 1e-6))
 
     def next(self, update: UpdateSeen) -> None:
         """Begin the group after this update."""
         self.last = update
         self.number += 1
         self.count = 0
-        self.passes, self.events, self.received = [], [], None
+        self.passes, self.events, self.received, self.stepped = [], [], None, False
 
 
 @dataclass

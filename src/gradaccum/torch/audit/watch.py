@@ -51,7 +51,7 @@ class watch:  # noqa: N801 - it reads as a verb
         for name, value in (("target_batch", target_batch), ("updates", updates)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(Problem(name, f"must be a whole number of at least 1, not {value!r}"))
-        inner = [getattr(each, "optimizer", each) for each in optimizers]  # as Accelerate and Fabric wrap them
+        inner = [_innermost(each) for each in optimizers]
         self._watcher = Watcher(models, inner, updates=updates, target_batch=target_batch)
         self._number = next(_numbers)
         self.report: AuditReport | None = None
@@ -104,6 +104,13 @@ def _several(given: Any, kind: type, name: str, words: str) -> list[Any]:
         return []
     found = list(given) if isinstance(given, (list, tuple)) else [given]
     for each in found:
-        if not isinstance(each, kind) and not isinstance(getattr(each, "optimizer", None), kind):
+        if not isinstance(each, kind) and not isinstance(_innermost(each), kind):
             raise InputError(Problem(name, f"must be {words}, not {type(each).__name__}"))
     return found
+
+
+def _innermost(given: Any) -> Any:
+    """An optimizer without what Accelerate, Fabric or DeepSpeed has put around it."""
+    while not isinstance(given, torch.optim.Optimizer) and hasattr(given, "optimizer"):
+        given = given.optimizer
+    return given

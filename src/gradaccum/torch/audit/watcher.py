@@ -7,6 +7,7 @@ all others a backward pass is counted, and no more.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from gradaccum.torch.audit.holders import clipped_to, holders, is_holder, kinds, trained_by
 from gradaccum.torch.audit.patches import Patches
 from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
@@ -52,6 +54,10 @@ class Watcher:
         self._patches = Patches()
         self._handles: list[Any] = []
         self._watched: dict[int, Watched] = {}
+        self._followed: set[Any] = set()  # of DeepSpeed's
+        # Of an optimizer that steps on copies, what holds them; of others None.
+        self._holders: weakref.WeakKeyDictionary[Optimizer, Any] = weakref.WeakKeyDictionary()
+        optimizers = [self._acting(each) for each in optimizers]
         self._only = {id(each) for each in optimizers}
         self._frozen: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
         self._models: list[weakref.ref[torch.nn.Module]] = []
@@ -81,6 +87,7 @@ class Watcher:
         around(torch.amp.grad_scaler.GradScaler, "unscale_", self._unscale)
         around(torch.amp.grad_scaler.GradScaler, "step", self._scaler_step)
         self._follow_schedulers()
+        self._follow_deepspeed()
         self._handles = [
             register_optimizer_step_pre_hook(_uncompiled(self._before_step)),
             register_optimizer_step_post_hook(_uncompiled(self._after_step)),
@@ -106,16 +113,29 @@ class Watcher:
 
     # What is watched
 
-    def _attach(self, optimizer: Optimizer) -> Watched | None:
+    def _acting(self, optimizer: Any) -> Any:
+        """What makes the updates: the optimizer itself, or what holds the copies that it steps on."""
+        if not kinds() or is_holder(optimizer):
+            return optimizer
+        if optimizer not in self._holders:
+            self._holders[optimizer] = next((each for each in holders() if each.optimizer is optimizer), None)
+        return self._holders[optimizer] or optimizer
+
+    def _attach(self, optimizer: Any) -> Watched | None:
+        optimizer = self._acting(optimizer)
         known = self._watched.get(id(optimizer))
         if known is None and (not self._only or id(optimizer) in self._only):
-            if not any(each.requires_grad for group in optimizer.param_groups for each in group["params"]):
+            if not trained_by(optimizer):
                 self._frozen[id(optimizer)] = optimizer  # for now, as Lightning does in another optimizer's turn
                 return None
             self._frozen.pop(id(optimizer), None)
             known = Watched(optimizer, len(self._watched))
             self._watched[id(optimizer)] = known
             self.seen.optimizers.append(known.described())
+            if known.holds:
+                self._follow_deepspeed()
+            if known.witness.held:
+                self.seen.wrapped = "zero"
             if self._audits(known):
                 known.witness.listen()
                 self._auditing = True
@@ -142,11 +162,23 @@ class Watcher:
                 self._schedulers.add(kind)
                 self._patches.around(kind, "step", self._scheduler_step)
 
+    def _follow_deepspeed(self) -> None:
+        """Its optimizers that hold copies, and its own clipping, where they are imported by now."""
+        for kind in kinds():
+            if kind not in self._followed:
+                self._followed.add(kind)
+                self._patches.around(kind, "step", self._holder_step)
+        engine = sys.modules.get("deepspeed.runtime.engine")
+        if engine is not None and engine not in self._followed and hasattr(engine, "clip_grad_norm_"):
+            self._followed.add(engine)
+            self._patches.around(engine, "clip_grad_norm_", self._deepspeed_clip)
+
     def _discover(self) -> None:
         """Every optimizer that has parameters with gradients to come, and the outermost models that hold them; and
         schedulers that the loop's own modules brought.
         """
         self._follow_schedulers()
+        self._follow_deepspeed()
         if self._only:
             return
         for each in alive(Optimizer):
@@ -264,7 +296,7 @@ class Watcher:
                     reduces=reduces,
                     dtype=dtype,
                     events=each.events,
-                    by_name=by_name,
+                    by_name=by_name or each.witness.held,
                     place=each.witness.place(),
                     hooks=each.witness.hooks(),
                 )
@@ -307,6 +339,11 @@ class Watcher:
         self._event("clip", total_norm.detach() if isinstance(total_norm, torch.Tensor) else total_norm, max_norm)
         return original(parameters, max_norm, total_norm, *rest)
 
+    def _deepspeed_clip(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        norm = original(*args, **kwargs)
+        self._event("clip", norm, args[1] if len(args) > 1 else kwargs["max_norm"])
+        return norm
+
     def _clip_value(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._event("clip_value")
         return original(*args, **kwargs)
@@ -326,7 +363,8 @@ class Watcher:
     def _scheduler_step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         if self._schedulers_deep == 0 and not _names_its_place(scheduler, args, kwargs):
             optimizer = getattr(scheduler, "optimizer", None)
-            watched = self._watched.get(id(getattr(optimizer, "optimizer", optimizer)))
+            inner = optimizer if is_holder(optimizer) else getattr(optimizer, "optimizer", optimizer)
+            watched = self._watched.get(id(self._acting(inner)))
             if watched is not None:
                 if watched.count == 0:
                     if watched.last is not None:
@@ -342,6 +380,8 @@ class Watcher:
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read what the optimizer is about to use; behind its closure where it has one, whose backward pass it runs."""
         watched = self._quietly(self._attach, optimizer)
+        if watched is not None:
+            watched.stepped = True
         if watched is None or not self._audits(watched):
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -362,6 +402,20 @@ class Watcher:
         watched = self._watched.get(id(optimizer))
         if watched is not None:
             self._close(watched, skipped=False)
+
+    def _holder_step(self, original: Callable[..., Any], holder: Any, *args: Any, **kwargs: Any) -> Any:
+        """A step in which PyTorch's optimizer is called for each group of the copies; not at all after an overflow."""
+        watched = self._quietly(self._attach, holder)
+        auditing = watched is not None and self._audits(watched)
+        if auditing and not watched.witness.held:
+            self._quietly(watched.receive_whole, holder)
+        result = original(holder, *args, **kwargs)
+        clipped = self._quietly(clipped_to, holder, watched.grad_scale) if auditing else None
+        if clipped is not None:
+            watched.clip(*clipped)
+        if watched is not None:
+            self._close(watched, skipped=not watched.stepped)
+        return result
 
     def _close(self, watched: Watched, *, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
