@@ -11,7 +11,7 @@ DEV := .venv/bin
 # The whole suite, in which every `raise` of the package has to be reached. Two files at a time: they wait for children.
 SUITE = $(DEV)/python -m pytest -p tests.structure.every_raise -n 2 --dist loadfile
 
-.PHONY: help run site test test-all check fast lint format bench accuracy browser engine clean
+.PHONY: help run site test test-all check fast lint format bench accuracy browser engine deepspeed clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -25,7 +25,7 @@ site: .venv-run/ready ## the page as static files in ./site, for any host; `make
 test: .venv/ready browser engine ## all tests but the big matrices
 	$(SUITE) -m "not full"
 
-test-all: .venv/ready browser engine ## all tests, and ten times as many examples of each property
+test-all: .venv/ready browser engine deepspeed ## all tests, and ten times as many examples of each property
 	$(SUITE) --hypothesis-profile=thorough
 
 check: lint fast ## lint, types and the fast tests, in under a minute
@@ -61,6 +61,10 @@ browser: .venv/ready
 # The engine of the static page: kept from before, or fetched. Without it its tests are skipped, and say so.
 engine: .venv/ready
 	@$(DEV)/python -m tests.engine
+
+# DeepSpeed, in a folder of its own, for the full matrices alone.
+deepspeed: .venv/ready
+	@$(DEV)/python -m tests.deepspeed
 
 # Dependency groups need pip 25.1; a new environment may hold an older one.
 .venv/ready: pyproject.toml constraints.txt

@@ -30,7 +30,7 @@ class Arrivals:
     share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
     from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
     passes whose gradient is no sum of what was heard. touched: passes before which gradients were changed by more
-    than a factor.
+    than a factor. untold: what copies were given is no sum of what was heard.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -40,6 +40,7 @@ class Arrivals:
     unexplained: list[Key] = field(default_factory=list)
     touched: list[Key] = field(default_factory=list)
     seen: bool = True
+    untold: bool = False
 
     def reach(self, key: Key) -> float:
         """The largest factor with which a (rank, pass) reached any rank's step."""
@@ -53,8 +54,8 @@ class Arrivals:
         )
 
 
-def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrivals:
-    """Of one update, as every rank saw it. low: gradients are of half type."""
+def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool, parted: bool = False) -> Arrivals:
+    """Of one update, as every rank saw it. low: gradients are of half type. parted: the optimizer steps on copies."""
     world = len(updates)
     within = LOW if low else SAME
     found = Arrivals(changes=[[] for _ in updates])
@@ -67,6 +68,7 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
     if any(each.by_name for update in updates for each in update.passes):  # the loop adds up by itself
         found.share = [_all_heard(updates, rank, within) for rank in range(world)]
         found.changes = [[1.0] for _ in updates]
+        found.untold = parted and not all(found.share)
         found.seen = found.seen and all(found.share)
         return found
     deferred: list[Key] = []
@@ -161,6 +163,11 @@ def _all_heard(updates: Sequence[UpdateSeen], rank: int, within: float) -> dict[
         ratio, rest = factor(plus(heard), received)
         if heard and rest < within:
             return dict.fromkeys(keys, ratio)
+        for last in range(1, max(len(updates[one].passes) for one in ranks)):  # what came before was lost
+            kept = [key for key in keys if key[1] >= len(updates[key[0]].passes) - last]
+            ratio, rest = factor(plus(there[key] for key in kept), received)
+            if kept and rest < within:
+                return {key: ratio if key in kept else 0.0 for key in keys}
         if received is not None and 1 < len(heard) <= LENGTH // 2:
             factors, rest = combination(heard, received)
             if factors and rest < within:

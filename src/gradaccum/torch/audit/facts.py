@@ -44,7 +44,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "target_batch": first.target_batch,
         "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
         "reductions_per_update": 0 if len(ranks) == 1 else None if parted else _spread(reductions),
-        "reduction_bytes": first.reduction_bytes if len(ranks) > 1 else 0,
+        "reduction_bytes": 0 if len(ranks) == 1 else None if parted else first.reduction_bytes,
         "scheduler_steps_per_update": _spread([update.scheduler_steps for update in first.updates]),
         "clipping": next((each for each in clips if each != "none"), "none"),
         "gradient_dtypes": sorted({dtype for each in first.optimizers for dtype in each.gradient_dtypes}),

@@ -134,7 +134,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             whole = plus(each.received for each in updates)
             updates = [replace(each, received=whole) for each in updates]
         low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
-        arrived = arrivals(updates, described.sharded, low)
+        arrived = arrivals(updates, described.sharded, low, described.parted)
         clipped = _clipped(updates[0].events)
         dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)

@@ -65,7 +65,7 @@ class Watcher:
         # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
         self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
         self._serial = 0
-        self._auditing = True
+        self._auditing, self._discovered = True, False
         self._divide_factor: float | None = None
         self._joining: list[weakref.ref[torch.nn.Module]] | None = None  # what brings ranks together; of this update
         self._schedulers: set[type[Any]] = set()
@@ -233,8 +233,9 @@ class Watcher:
     def _begin(
         self, roots: list[torch.Tensor], inputs: list[torch.Tensor] | None
     ) -> tuple[Instrument, list[Watched]] | None:
-        if not self._watched:
+        if not self._discovered:
             self._discover()
+            self._discovered = bool(self._watched)
         for each in list(self._frozen.values()):
             self._attach(each)
         auditing = [each for each in self._watched.values() if self._audits(each)]
