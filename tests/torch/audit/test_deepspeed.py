@@ -27,6 +27,8 @@ def test_every_stage_is_followed(tmp_path):
         faults = {name: {each["code"] for each in one["findings"]} for name, one in said.items()}
         assert faults == {name: TOLD[name.split()[2]] for name in said}
         assert not any(each["changed"] for each in said.values())
+        fixes = {finding["fix"] for name in said if "twice" in name for finding in said[name]["findings"]}
+        assert fixes == {"leave out the division: engine.backward divides by gradient_accumulation_steps"}
         for name, each in said.items():
             facts = each["facts"]
             assert each["verdict"] == ("fault" if TOLD[name.split()[2]] else "right")

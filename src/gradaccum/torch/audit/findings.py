@@ -44,6 +44,8 @@ _MEAN_OF_MEANS = {
     "trl": "let the model or compute_loss_func take num_items_in_batch: loss_sum / num_items_in_batch",
     "lightning": "use manual optimization: sum the losses, and divide by the token count of the group",
     "fabric": "sum the losses, and divide by the token count of the group over all ranks",
+    "deepspeed": "all_reduce the token count of the group first; loss = loss_sum * world_size * "
+    "gradient_accumulation_steps / total, since engine.backward divides by the steps and DeepSpeed by the ranks",
 }
 _NOT_DIVIDED = {
     "": "loss = loss / accum_steps before loss.backward()",
@@ -52,6 +54,7 @@ _NOT_DIVIDED = {
     "trl": "set trainer.model_accepts_loss_kwargs = False, or use num_items_in_batch in the loss",
     "lightning": "return the loss, and let Trainer(accumulate_grad_batches=k) divide; by hand: loss / k",
     "fabric": "fabric.backward(loss / accum_steps)",
+    "deepspeed": "engine.backward(loss), without scale_wrt_gas=False: it divides by gradient_accumulation_steps",
 }
 _DIVIDED_TWICE = {
     "": "divide in one place alone: the loss, or the gradients",
@@ -59,6 +62,7 @@ _DIVIDED_TWICE = {
     "transformers": "leave out the division: the Trainer divides",
     "trl": "leave out the division: the Trainer divides",
     "lightning": "leave out the division: Trainer(accumulate_grad_batches=k) divides",
+    "deepspeed": "leave out the division: engine.backward divides by gradient_accumulation_steps",
 }
 _SHORT = {
     "": "divide by the micro-batches that the group really has: min(accum_steps, batches left)",
