@@ -150,6 +150,7 @@ PHRASES = (
     ("{} of the gradient that the optimizer received", "share_of_gradient"),
     ("a factor of {} between micro-batches", "factor_between_micro_batches"),
     ("{} backward passes, on {} ranks", "passes", "ranks"),
+    ("rank by rank {} times the first one's", "factors"),
     ("a loss scale of {}", "scale"),
     ("{} classes, which are the samples of a micro-batch", "classes"),
     ("{} samples in an update, {} wanted", "effective_batch", "target_batch"),

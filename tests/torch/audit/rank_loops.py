@@ -18,7 +18,8 @@ MICRO_BATCH = 4
 @dataclass(frozen=True)
 class RankLoop:
     """wrap: plain, ddp, fsdp2. sync: the pass that reduces. ragged: targets are left out unevenly, by micro-batch or by
-    rank. tokens: divided by the targets of the whole group. codes: what has to be said, and reductions counted.
+    rank. tokens: divided by the targets of the whole group. scale: each rank by a number of its own. codes: what has to
+    be said, and reductions counted.
     """
 
     name: str
@@ -29,6 +30,7 @@ class RankLoop:
     ragged: str = ""
     tokens: bool = False
     clip: bool = False
+    scale: bool = False
 
 
 LOOPS = [
@@ -38,6 +40,7 @@ LOOPS = [
     RankLoop("reduced each time", ("GA116",), 4, sync="every"),
     RankLoop("never reduced", ("GA109",), 0, sync="never"),
     RankLoop("the last forward inside no_sync", ("GA109",), 0, sync="forward inside"),
+    RankLoop("reduced, and scaled on each rank", ("GA109",), scale=True),
     RankLoop("a mean on each rank", ("GA104",), ragged="rank"),
     RankLoop("a mean of each micro-batch", ("GA103", "GA104"), ragged="micro-batch"),
     RankLoop("sharded", (), 4, wrap="fsdp2", sync="every"),
@@ -96,6 +99,8 @@ def train(loop, model, optimizer):
         with model.no_sync() if held and not outside else contextlib.nullcontext():
             loss.backward()
         if last:
+            for each in model.parameters() if loop.scale else ():
+                each.grad *= 1 + dist.get_rank()
             if loop.clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             if loop.sync == "by hand":

@@ -129,11 +129,13 @@ KINDS: dict[str, Kind] = {
     ),
     "GA109": Kind(
         ERROR,
-        "Ranks step with different gradients: {passes} backward passes never reached the other ranks.",
+        "Ranks step with different gradients: {apart}.",
         "the ranks' models drift apart",
         {
-            "": "let the forward and the backward of the last micro-batch both run outside no_sync()",
-            "fabric": "fabric.no_backward_sync(model, enabled=is_accumulating), around forward and backward",
+            "": "let the forward and the backward of the last micro-batch both run outside no_sync(); "
+            "scale and clip by the same numbers on all ranks",
+            "fabric": "fabric.no_backward_sync(model, enabled=is_accumulating), around forward and backward; "
+            "scale and clip by the same numbers on all ranks",
         },
     ),
     "GA110": Kind(
@@ -228,6 +230,10 @@ def finding(found: Found, optimizers: Sequence[OptimizerSeen], framework: str) -
     values: dict[str, Any] = {**found.evidence}
     if "counts" in values:
         values["held"] = held(values["counts"], values["unit"])
+    if "passes" in values:
+        values["apart"] = f"{values['passes']} backward passes never reached the other ranks"
+    elif "factors" in values:
+        values["apart"] = "each multiplied what was reduced by a factor of its own"
     fix = kind.fixes.get(framework, kind.fixes[""])
     consequence = kind.consequence.format(**values)
     if kind.scale:

@@ -30,7 +30,8 @@ class Group:
     """One audited update of one optimizer, as all ranks saw it, and what became of its gradients.
 
     clipped: the factor of clipping at the boundary. uses: of a (rank, serial of a pass), the optimizers that used it,
-    each with the number of passes up to its step. considered: the passes that were meant for this update.
+    each with the number of passes up to its step. considered: the passes that were meant for this update. whole: each
+    rank received the whole gradient, no shard of it.
     """
 
     optimizer: int
@@ -46,6 +47,7 @@ class Group:
     target_batch: int | None = None
     nominal_steps: int | None = None
     framework: str = "torch"
+    whole: bool = True
 
     @property
     def steps(self) -> int:
@@ -162,6 +164,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             ranks[0].target_batch,
             ranks[0].nominal_steps,
             ranks[0].framework,
+            not (described.sharded or described.parted),
         )
 
 

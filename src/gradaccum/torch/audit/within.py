@@ -10,7 +10,7 @@ from gradaccum.torch.audit.arrivals import LEAK, factor_rest
 from gradaccum.torch.audit.findings import Found
 from gradaccum.torch.audit.normalisation import Family, equal, near
 from gradaccum.torch.audit.records import CLIPPING
-from gradaccum.torch.audit.sketch import norm
+from gradaccum.torch.audit.sketch import factor, norm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -120,7 +120,7 @@ def _leaks(group: Group, best: float) -> Iterator[Found]:
 
 
 def _ranks(group: Group, best: float) -> Iterator[Found]:
-    """Whether each rank's passes reach all ranks."""
+    """Whether each rank's passes reach all ranks, and with one factor."""
     received = [update.received for update in group.updates]
     if all(factor_rest(received[0], each) < group.tolerance for each in received):
         return  # the same on all ranks, by whatever way
@@ -135,6 +135,10 @@ def _ranks(group: Group, best: float) -> Iterator[Found]:
         yield Found(
             "GA109", {"update": group.number, "ranks": len(group.updates), "passes": len(missing), "all": whole}
         )
+        return
+    found = [factor(received[0], each) for each in received]
+    if group.whole and all(ratio and rest < group.tolerance for ratio, rest in found):
+        yield Found("GA109", {"update": group.number, "factors": [ratio for ratio, _ in found]})
 
 
 def _scaler(group: Group) -> Iterator[Found]:
