@@ -185,3 +185,18 @@ def test_copies_that_were_given_something_else_are_not_judged(kind):
     report = train(kind, spoil)[1]
     assert report.verdict == "not seen"
     assert report.not_seen == ("what AdamW was given: it is no sum of what the backward passes brought",)
+
+
+def test_a_scheduler_that_is_older_than_the_copies_is_counted(kind):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 5)
+    base = torch.optim.AdamW(model.parameters())
+    with watch(target_batch=STEPS * ROWS) as report:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1.0)
+        holder = kind(base)
+        for step in range(STEPS * UPDATES):
+            (cross_entropy(model(torch.randn(ROWS, 8)), torch.randint(5, (ROWS,))) / STEPS * SCALE).backward()
+            if step % STEPS == STEPS - 1:
+                holder.step()
+                scheduler.step()
+    assert (report.verdict, report.facts["scheduler_steps_per_update"]) == ("right", 1)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20.0
 """How long a rank waits for the others' records once it is through."""
+MOST_WRAPPERS = 3
+"""Of one optimizer: Accelerate's around DeepSpeed's around PyTorch's."""
 
 _numbers = count()
 
@@ -111,6 +113,8 @@ def _several(given: Any, kind: type, name: str, words: str) -> list[Any]:
 
 def _innermost(given: Any) -> Any:
     """An optimizer without what Accelerate, Fabric or DeepSpeed has put around it."""
-    while not isinstance(given, torch.optim.Optimizer) and hasattr(given, "optimizer"):
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(given, torch.optim.Optimizer) or not hasattr(given, "optimizer"):
+            break
         given = given.optimizer
     return given

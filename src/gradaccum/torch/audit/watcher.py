@@ -118,7 +118,10 @@ class Watcher:
         if not kinds() or is_holder(optimizer):
             return optimizer
         if optimizer not in self._holders:
-            self._holders[optimizer] = next((each for each in holders() if each.optimizer is optimizer), None)
+            found = next((each for each in holders() if each.optimizer is optimizer), None)
+            if found is None and not self._discovered:
+                return optimizer  # what holds its copies may be made yet
+            self._holders[optimizer] = found
         return self._holders[optimizer] or optimizer
 
     def _attach(self, optimizer: Any) -> Watched | None:
@@ -408,6 +411,8 @@ class Watcher:
         """A step in which PyTorch's optimizer is called for each group of the copies; not at all after an overflow."""
         watched = self._quietly(self._attach, holder)
         auditing = watched is not None and self._audits(watched)
+        if watched is not None:
+            watched.stepped, watched.received = False, None  # its making may have called PyTorch's optimizer
         if auditing and not watched.witness.held:
             self._quietly(watched.receive_whole, holder)
         result = original(holder, *args, **kwargs)
