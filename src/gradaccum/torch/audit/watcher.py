@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.optimizer import (
     Optimizer,
@@ -22,12 +21,12 @@ from torch.optim.optimizer import (
 )
 
 from gradaccum.torch.audit.holders import clipped_to, holders, is_holder, kinds, trained_by
+from gradaccum.torch.audit.models import Models
 from gradaccum.torch.audit.patches import Patches
 from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
 from gradaccum.torch.audit.where import alive, framework_of_call, nominal_steps, site_of_call
-from gradaccum.torch.batchnorm import names_in_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,18 +59,13 @@ class Watcher:
         optimizers = [self._acting(each) for each in optimizers]
         self._only = {id(each) for each in optimizers}
         self._frozen: weakref.WeakValueDictionary[int, Optimizer] = weakref.WeakValueDictionary()
-        self._models: list[weakref.ref[torch.nn.Module]] = []
-        self._forward_handles: list[Any] = []
-        # Of each model since the last backward pass: the samples of its calls, and of those without gradients.
-        self._calls: dict[int, tuple[list[int | None], list[int | None]]] = {}
+        self._models = Models(self.seen, lambda: self._auditing)
         self._serial = 0
         self._auditing, self._discovered = True, False
-        self._divide_factor: float | None = None
-        self._joining: list[weakref.ref[torch.nn.Module]] | None = None  # what brings ranks together; of this update
         self._schedulers: set[type[Any]] = set()
         self._schedulers_deep = 0
         for model in models:
-            self._follow(model)
+            self._models.follow(model)
         for optimizer in optimizers:
             self._attach(optimizer)
 
@@ -96,10 +90,10 @@ class Watcher:
     def stop(self) -> RankSeen:
         """End, put everything back, and return the record with what is still open counted as leftover."""
         self._patches.undo()
-        for handle in (*self._handles, *self._forward_handles):
+        self._models.leave()
+        for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._forward_handles.clear()
         for watched in self._watched.values():
             watched.witness.deafen()
         return self.so_far()
@@ -147,17 +141,6 @@ class Watcher:
     def _audits(self, watched: Watched) -> bool:
         return self.updates is None or watched.number < self.updates
 
-    def _follow(self, model: torch.nn.Module) -> None:
-        """Learn from a model's calls how many samples a micro-batch has."""
-        self._models.append(weakref.ref(model))
-
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._auditing and module.training:
-                calls = self._calls.setdefault(id(module), ([], []))
-                calls[not torch.is_grad_enabled()].append(_samples([*args, *kwargs.values()]))
-
-        self._forward_handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
-
     def _follow_schedulers(self) -> None:
         """Every class of schedulers that is known by now and has a `step` of its own."""
         for kind in _with_own_step(LRScheduler):
@@ -187,16 +170,7 @@ class Watcher:
         for each in alive(Optimizer):
             if type(each).step is not Optimizer.step and getattr(each, "param_groups", None) and "state" in vars(each):
                 self._attach(each)
-        if not self._models:
-            modules = alive(torch.nn.Module)
-            inner = {id(child) for each in modules for child in each.children()}
-            trained = {id(p) for watched in self._watched.values() for p in watched.witness.parameters}
-            for each in modules:
-                if id(each) not in inner and any(id(p) in trained for p in each.parameters()):
-                    self._follow(each)
-                    if hasattr(each, "training_step"):  # a LightningModule is not called itself
-                        for child in each.children():
-                            self._follow(child)
+        self._models.find([each for watched in self._watched.values() for each in watched.witness.parameters])
 
     # The loop's calls
 
@@ -268,7 +242,7 @@ class Watcher:
             each.count += 1
         dtype = str(roots[0].dtype).removeprefix("torch.") if roots else "float32"
         self._record(auditing, instrument, dtype, by_name=inputs is not None)
-        self._calls.clear()
+        self._models.calls.clear()
         self._serial += 1
 
     def _quietly(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -281,10 +255,10 @@ class Watcher:
             return None
 
     def _record(self, auditing: list[Watched], instrument: Instrument, dtype: str, *, by_name: bool) -> None:
-        site, reduces = site_of_call(), self._reduces()
+        site, reduces = site_of_call(), self._models.reduce()
         self.seen.framework = framework_of_call() or self.seen.framework
         self.seen.nominal_steps = nominal_steps(self.seen.framework) or self.seen.nominal_steps
-        calls = next(iter(self._calls.values()), ([], []))
+        calls = next(iter(self._models.calls.values()), ([], []))
         for each in auditing:
             heard, after = each.witness.heard(), each.witness.gradients()
             if heard is None and not each.witness.sharded:  # it did not reach this optimizer
@@ -306,28 +280,6 @@ class Watcher:
                 )
             )
             each.events = []
-
-    def _reduces(self) -> bool | None:
-        """Whether the backward pass that ran brings the ranks together; None where no DDP model is known."""
-        if self._joining is None:
-            models = [model for reference in self._models if (model := reference()) is not None]
-            self._joining = [
-                weakref.ref(each)
-                for each in dict.fromkeys(module for model in models for module in model.modules())
-                if isinstance(each, DistributedDataParallel) or hasattr(type(each), "_get_fsdp_state")
-            ]
-        found = None
-        for reference in self._joining:
-            each: Any = reference()
-            if isinstance(each, DistributedDataParallel):
-                self.seen.wrapped = "ddp"
-                found = bool(found) or bool(each.require_forward_param_sync)
-            elif each is not None:
-                self.seen.wrapped = "fsdp2"
-                group = getattr(each._get_fsdp_state(), "_fsdp_param_group", None)
-                found = bool(found) or bool(group is not None and group.reduce_grads)
-                self._divide_factor = getattr(group, "gradient_divide_factor", None)
-        return found
 
     def _event(self, name: str, *values: Any) -> None:
         for each in self._watched.values():
@@ -426,14 +378,18 @@ class Watcher:
     def _close(self, watched: Watched, *, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
-        update.grad_scale, update.at, update.divide_factor = watched.grad_scale, self._serial, self._divide_factor
+        update.grad_scale, update.at, update.divide_factor = (
+            watched.grad_scale,
+            self._serial,
+            self._models.divide_factor,
+        )
         self._quietly(self._settle, watched, update)
         self.seen.updates.append(update)
         watched.next(update)
-        self._joining = None
+        self._models.next()
         self._auditing = any(self._audits(each) for each in self._watched.values())
         if watched.number == 1:
-            self._quietly(self._look_at_models)
+            self._quietly(self._models.look)
         if self._audits(watched):
             watched.witness.listen()
         else:
@@ -449,31 +405,11 @@ class Watcher:
         described = self.seen.optimizers[watched.index]
         described.gradient_dtypes = described.gradient_dtypes or watched.witness.dtypes()
 
-    def _look_at_models(self) -> None:
-        """What stands in the modules: normalisation over the micro-batch, and the size of one reduction."""
-        models = [model for reference in self._models if (model := reference()) is not None]
-        self.seen.batchnorm = names_in_training(models)
-        self.seen.reduction_bytes = sum(
-            each.numel() * each.element_size() for model in models for each in model.parameters() if each.requires_grad
-        )
-
 
 def _listed(given: Any) -> list[torch.Tensor]:
     """One tensor or several, as a list."""
     tensors = [given] if isinstance(given, torch.Tensor) else list(given)
     return [each for each in tensors if isinstance(each, torch.Tensor)]
-
-
-def _samples(values: list[Any]) -> int | None:
-    """The first dimension of the first tensor."""
-    for each in values:
-        if isinstance(each, torch.Tensor) and each.dim():
-            return each.size(0)
-        if isinstance(each, dict):
-            return _samples(list(each.values()))
-        if isinstance(each, (list, tuple)):
-            return _samples(list(each))
-    return None
 
 
 def _names_its_place(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
