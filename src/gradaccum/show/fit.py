@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradaccum.show.fit_words import changes_by_title, how_it_fits
+from gradaccum.show.fit_words import bounds_words, changes_by_title, how_it_fits
 from gradaccum.show.text import hung, wrapped
 from gradaccum.units import show_bytes, show_count, show_percent
 
@@ -42,11 +42,13 @@ def fit_text(found: Mapping[str, Any], gpu: str, settings: str, width: int = 80)
 def _headline(found: Mapping[str, Any], gpu: str) -> str:
     if not found["max_micro_batch"]:
         return f"nothing fits on {gpu}"
-    names = ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
-    largest, surely, at_best = [_count(found[name], found["most_looked_at"]) for name in names]
-    bounds = f"{surely} surely, {at_best} at best" if surely != largest else f"{at_best} at best"
+
+    def count(micro_batch: int) -> str:
+        return _count(micro_batch, found["most_looked_at"])
+
     how = how_it_fits(found["max_micro_batch"], found["max_micro_batch_surely"])
-    return f"micro-batch {largest} {how} on {gpu}" + (f" ({bounds})" if surely != at_best else "")
+    bounds = bounds_words(found, count)
+    return f"micro-batch {count(found['max_micro_batch'])} {how} on {gpu}" + (f" ({bounds})" if bounds else "")
 
 
 def _count(micro_batch: int, most: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradaccum.show.fit_words import changes_by_title
+from gradaccum.show.fit_words import bounds_words, changes_by_title
 from gradaccum.show.html import EMPTY, el, fragment, linked
 from gradaccum.show.memory_pictures import kind_of, memory_bar, memory_curve, room_words, swatch
 from gradaccum.show.numbers import TIMES, brief, signed, with_minus
@@ -186,16 +186,10 @@ def traced_parts(found: Found, gpu: str, link: Link) -> Markup:
 
 def headline(found: Found, gpu: str, plan: tuple[str, Child] | None) -> Markup:
     """The largest micro-batch, what it makes of the plan, and the room that is left."""
-    largest, surely, at_best = (
-        found[name] for name in ("max_micro_batch", "max_micro_batch_surely", "max_micro_batch_at_best")
-    )
-    memory = found["memory"]
-    if surely == at_best:
-        aside = f"on {gpu}"
-    elif surely == largest:
-        aside = f"{brief(at_best)} at best, on {gpu}"
-    else:
-        aside = f"marginal: {brief(surely)} surely, {brief(at_best)} at best, on {gpu}"
+    largest, memory = found["max_micro_batch"], found["memory"]
+    aside = ", ".join(filter(None, (bounds_words(found, brief), f"on {gpu}")))
+    if largest != found["max_micro_batch_surely"]:
+        aside = "marginal: " + aside
     shown = brief(largest) if largest else "none"
     if largest == found["most_looked_at"]:
         shown += " or more"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 
 def how_it_fits(largest: int, surely: int) -> str:
     """Of the largest micro-batch that is expected to fit: whether it does at worst too."""
     return "fits" if largest == surely else "is marginal"
+
+
+def bounds_words(found: Mapping[str, Any], write: Callable[[int], str]) -> str:
+    """`2 surely, 5 at best`, beside the largest micro-batch; empty where all are one. write: a count as text."""
+    surely, at_best = found["max_micro_batch_surely"], found["max_micro_batch_at_best"]
+    if surely == at_best:
+        return ""
+    best = f"{write(at_best)} at best"
+    return best if surely == found["max_micro_batch"] else f"{write(surely)} surely, {best}"
 
 
 def changes_by_title(found: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -460,3 +460,25 @@ def test_an_optimizer_of_copies_that_no_backward_pass_reaches_is_not_seen():
     assert report.verdict == "not seen"
     assert report.facts["micro_batches_per_update"] is None
     assert any(each.startswith("what SGD was given: no backward pass") for each in report.report.not_seen)
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As Accelerate wraps one: an Optimizer itself, whose step is that of the one within."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self):
+        self.optimizer.step()
+
+
+def test_an_optimizer_that_is_handed_in_wrapped_is_the_one_within():
+    model, within = made()
+    wrapped = Wrapped(within)
+    with watch(model, wrapped, target_batch=4 * STEPS) as report:
+        for index, (inputs, targets) in enumerate(batches()):
+            (F.cross_entropy(model(inputs), targets) / STEPS).backward()
+            if index % STEPS == STEPS - 1:
+                wrapped.step()
+                within.zero_grad()
+    assert (report.verdict, report.facts["updates"]) == ("right", 3)

@@ -30,7 +30,7 @@ class Arrivals:
     share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
     from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
     passes whose gradient is no sum of what was heard. touched: passes before which gradients were changed by more
-    than a factor. untold: what copies were given is no sum of what was heard.
+    than a factor.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -40,7 +40,6 @@ class Arrivals:
     unexplained: list[Key] = field(default_factory=list)
     touched: list[Key] = field(default_factory=list)
     seen: bool = True
-    untold: bool = False
 
     def reach(self, key: Key) -> float:
         """The largest factor with which a (rank, pass) reached any rank's step."""
@@ -54,8 +53,8 @@ class Arrivals:
         )
 
 
-def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool, parted: bool = False) -> Arrivals:
-    """Of one update, as every rank saw it. low: gradients are of half type. parted: the optimizer steps on copies."""
+def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrivals:
+    """Of one update, as every rank saw it. low: gradients are of half type."""
     world = len(updates)
     within = LOW if low else SAME
     found = Arrivals(changes=[[] for _ in updates])
@@ -68,7 +67,6 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool, parted: bo
     if any(each.by_name for update in updates for each in update.passes):  # the loop adds up by itself
         found.share = [_all_heard(updates, rank, within) for rank in range(world)]
         found.changes = [[1.0] for _ in updates]
-        found.untold = parted and not all(found.share)
         found.seen = found.seen and all(found.share)
         return found
     deferred: list[Key] = []

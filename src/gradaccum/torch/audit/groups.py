@@ -31,7 +31,7 @@ class Group:
 
     clipped: the factor of clipping at the boundary. uses: of a (rank, serial of a pass), the optimizers that used it,
     each with the number of passes up to its step. considered: the passes that were meant for this update. whole: each
-    rank received the whole gradient, no shard of it.
+    rank received the whole gradient, no shard of it. parted: of the copies that the optimizer steps on, only its part.
     """
 
     optimizer: int
@@ -48,11 +48,17 @@ class Group:
     nominal_steps: int | None = None
     framework: str = "torch"
     whole: bool = True
+    parted: bool = False
 
     @property
     def steps(self) -> int:
         """Micro-batches of the rank that has most."""
         return max(sum(one == rank for one, _ in self.passes) for rank in range(len(self.updates)))
+
+    @property
+    def untold(self) -> bool:
+        """Whether what the copies were given is no sum of what the passes brought."""
+        return self.parted and bool(self.passes) and not all(self.arrivals.share)
 
     @property
     def passes(self) -> list[tuple[int, int]]:
@@ -136,7 +142,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             whole = plus(each.received for each in updates)
             updates = [replace(each, received=whole) for each in updates]
         low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
-        arrived = arrivals(updates, described.sharded, low, described.parted)
+        arrived = arrivals(updates, described.sharded, low)
         clipped = _clipped(updates[0].events)
         dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
@@ -165,6 +171,7 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             ranks[0].nominal_steps,
             ranks[0].framework,
             not (described.sharded or described.parted),
+            described.parted,
         )
 
 

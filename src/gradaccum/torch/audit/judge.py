@@ -40,7 +40,7 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
         if isinstance(index := each.evidence.get("optimizer"), int):
             each.evidence["optimizer"] = names[index]
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
-    judged = bool(groups) and all(group.families and not group.arrivals.untold for group in groups)
+    judged = bool(groups) and all(group.families and not group.untold for group in groups)
     faults = any(each.severity == ERROR for each in findings)
     return AuditReport(
         verdict=FAULT if faults else RIGHT if judged else NOT_SEEN,
@@ -123,7 +123,7 @@ def _not_seen(ranks: Sequence[RankSeen], groups: Sequence[Group], names: Mapping
         found.append(f"what {leaf} weighs: it is no reduction that is known")
     for name in sorted({names[group.optimizer] for group in groups if not group.passes}):
         found.append(f"what {name} was given: no backward pass reached its own parameters")
-    for name in sorted({names[group.optimizer] for group in groups if group.arrivals.untold}):
+    for name in sorted({names[group.optimizer] for group in groups if group.untold}):
         found.append(f"what {name} was given: it is no sum of what the backward passes brought")
     if any(group.passes and not group.families for group in groups):
         found.append("the loss of some updates")

@@ -14,6 +14,7 @@ from gradaccum.errors import InputError, Problem
 from gradaccum.torch.audit.judge import judge
 from gradaccum.torch.audit.records import RankSeen
 from gradaccum.torch.audit.watcher import Watcher
+from gradaccum.torch.audit.where import innermost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20.0
 """How long a rank waits for the others' records once it is through."""
-MOST_WRAPPERS = 3
-"""Of one optimizer: Accelerate's around DeepSpeed's around PyTorch's."""
 
 _numbers = count()
 
@@ -53,7 +52,7 @@ class watch:  # noqa: N801 - it reads as a verb
         for name, value in (("target_batch", target_batch), ("updates", updates)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise InputError(Problem(name, f"must be a whole number of at least 1, not {value!r}"))
-        inner = [_innermost(each) for each in optimizers]
+        inner = [innermost(each) for each in optimizers]
         self._watcher = Watcher(models, inner, updates=updates, target_batch=target_batch)
         self._number = next(_numbers)
         self.report: AuditReport | None = None
@@ -106,15 +105,6 @@ def _several(given: Any, kind: type, name: str, words: str) -> list[Any]:
         return []
     found = list(given) if isinstance(given, (list, tuple)) else [given]
     for each in found:
-        if not isinstance(each, kind) and not isinstance(_innermost(each), kind):
+        if not isinstance(each, kind) and not isinstance(innermost(each), kind):
             raise InputError(Problem(name, f"must be {words}, not {type(each).__name__}"))
     return found
-
-
-def _innermost(given: Any) -> Any:
-    """An optimizer without what Accelerate, Fabric or DeepSpeed has put around it."""
-    for _ in range(MOST_WRAPPERS):
-        if isinstance(given, torch.optim.Optimizer) or not hasattr(given, "optimizer"):
-            break
-        given = given.optimizer
-    return given

@@ -26,7 +26,7 @@ from gradaccum.torch.audit.patches import Patches
 from gradaccum.torch.audit.records import RankSeen, UpdateSeen
 from gradaccum.torch.audit.underway import Happened, OpenPass, Watched
 from gradaccum.torch.audit.weights import Instrument
-from gradaccum.torch.audit.where import alive, framework_of_call, nominal_steps, site_of_call
+from gradaccum.torch.audit.where import alive, framework_of_call, innermost, nominal_steps, site_of_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -318,9 +318,8 @@ class Watcher:
 
     def _scheduler_step(self, original: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
         if self._schedulers_deep == 0 and not _names_its_place(scheduler, args, kwargs):
-            optimizer = getattr(scheduler, "optimizer", None)
-            inner = optimizer if is_holder(optimizer) else getattr(optimizer, "optimizer", optimizer)
-            watched = self._watched.get(id(self._acting(inner)))
+            optimizer = innermost(scheduler)
+            watched = self._watched.get(id(self._acting(optimizer))) if isinstance(optimizer, Optimizer) else None
             if watched is not None:
                 if watched.count == 0:
                     if watched.last is not None:
@@ -362,27 +361,22 @@ class Watcher:
     def _holder_step(self, original: Callable[..., Any], holder: Any, *args: Any, **kwargs: Any) -> Any:
         """A step in which PyTorch's optimizer is called for each group of the copies; not at all after an overflow."""
         watched = self._quietly(self._attach, holder)
-        auditing = watched is not None and self._audits(watched)
-        if watched is not None:
-            watched.stepped, watched.received = False, None  # its making may have called PyTorch's optimizer
-        if auditing and not watched.witness.held:
+        if watched is None:
+            return original(holder, *args, **kwargs)
+        watched.stepped, watched.received = False, None  # its making may have called PyTorch's optimizer
+        if self._audits(watched) and not watched.witness.held:
             self._quietly(watched.receive_whole, holder)
         result = original(holder, *args, **kwargs)
-        clipped = self._quietly(clipped_to, holder, watched.grad_scale) if auditing else None
-        if clipped is not None:
+        if self._audits(watched) and (clipped := self._quietly(clipped_to, holder, watched.grad_scale)) is not None:
             watched.clip(*clipped)
-        if watched is not None:
-            self._close(watched, skipped=not watched.stepped)
+        self._close(watched, skipped=not watched.stepped)
         return result
 
     def _close(self, watched: Watched, *, skipped: bool) -> None:
         """An update is there: keep its record, and begin the next group."""
         update = UpdateSeen(watched.index, watched.number, watched.count, self._audits(watched), skipped=skipped)
-        update.grad_scale, update.at, update.divide_factor = (
-            watched.grad_scale,
-            self._serial,
-            self._models.divide_factor,
-        )
+        update.grad_scale, update.at = watched.grad_scale, self._serial
+        update.divide_factor = self._models.divide_factor
         self._quietly(self._settle, watched, update)
         self.seen.updates.append(update)
         watched.next(update)

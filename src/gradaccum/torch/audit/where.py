@@ -48,6 +48,17 @@ def alive(kind: type) -> list[Any]:
     return [each for each in gc.get_objects() if issubclass(type(each), kind)]
 
 
+MOST_WRAPPERS = 3
+"""Of one optimizer: Accelerate's around DeepSpeed's around PyTorch's."""
+
+
+def innermost(optimizer: Any) -> Any:
+    """An optimizer without what Accelerate, Fabric or DeepSpeed has put around it; some of that is an Optimizer too."""
+    for _ in range(MOST_WRAPPERS):
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+    return optimizer
+
+
 FRAMEWORKS = {
     "trl": "trl/",
     "transformers": "transformers/trainer.py",
