@@ -29,7 +29,7 @@ def wrong(folder, ranks, which, patience=240):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])  # four processes for two cores: minutes
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_every_rank_has_the_gradient_of_one_batch(tmp_path, ranks):
     assert wrong(tmp_path, ranks, "cases") == []
 
