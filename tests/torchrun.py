@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+RANK = Path(__file__).with_name("rank.py")
 
 
-def torchrun(processes: int, *arguments: str, folder: Path = ROOT, patience: int = 240) -> None:
-    """Runs a script on gloo over loopback; a failure or a hang is a failed test that shows what was said."""
-    launch = [f"--nproc-per-node={processes}", "--standalone", "--local-addr=127.0.0.1"]
+def torchrun(processes: int, *arguments: str, folder: Path = ROOT, patience: int = 240, restarts: int = 0) -> None:
+    """Runs a script, or `-m` a module, on gloo over loopback; a failure or a hang fails the test with what was said."""
+    launch = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "--standalone", "--local-addr=127.0.0.1"]
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "src"),
@@ -23,7 +24,7 @@ def torchrun(processes: int, *arguments: str, folder: Path = ROOT, patience: int
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch, *arguments],
+        [sys.executable, "-m", "torch.distributed.run", *launch, str(RANK), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,

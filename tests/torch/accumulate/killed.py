@@ -54,7 +54,6 @@ def main(folder: str, stop: str) -> None:
                 break
     torch.save([*model.parameters()], Path(folder) / f"end {rank}.pt")
     dist.barrier()
-    os._exit(0)
 
 
 if __name__ == "__main__":

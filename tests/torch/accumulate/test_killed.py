@@ -19,7 +19,7 @@ def test_a_run_that_was_killed_inside_a_group_has_the_bits_of_one_that_was_not(t
     for stop in (0, 5):  # in the middle of the second group
         folder = tmp_path / str(stop)
         folder.mkdir()
-        torchrun(2, "--max-restarts=1", str(SCRIPT), str(folder), str(stop))
+        torchrun(2, str(SCRIPT), str(folder), str(stop), restarts=1)
         assert (folder / "killed").exists() == bool(stop)
         ends.append([torch.load(folder / f"end {rank}.pt") for rank in range(2)])
     for lived, killed in zip(*ends, strict=True):
