@@ -51,6 +51,15 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
         started.close()
 
 
+LONGEST = "test_vectors.py"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first: at the end it would have the machine to itself, and not fill it."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu"):
         import torch
