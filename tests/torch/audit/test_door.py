@@ -2,87 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-PYTHON = Path(sys.executable)
-BESIDE = PYTHON.parent
+from tests.torch.audit.door import BESIDE, PYTHON, ROOT, audit, ended_cleanly, environment, start, stopped_after, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
-
-LOOP = """
-    import torch
-
-    def train(model, steps=4, turns=40, divisor=None, **how):
-        torch.manual_seed(1)
-        optimizer = torch.optim.AdamW(model.parameters())
-        step = how.pop("around", lambda call: call)(optimizer.step)
-        data = torch.utils.data.TensorDataset(torch.randn(4 * turns, 8), torch.randint(0, 3, (4 * turns,)))
-        for turn, (x, y) in enumerate(torch.utils.data.DataLoader(data, batch_size=4, **how), 1):
-            (torch.nn.functional.cross_entropy(model(x), y) / (divisor or steps)).backward()
-            if turn % steps == 0:
-                step()
-                optimizer.zero_grad()
-                print("update", turn // steps, flush=True)
-
-    def digest(model):
-        return sum(each.double().sum() for each in model.parameters()).item().hex()
-"""
-
-
-def environment(**more):
-    return {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **more,
-    }
-
-
-def write(folder, **files):
-    for name, text in {"loop": LOOP, **files}.items():
-        path = folder / f"{name.replace('__', '/')}.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-
-
-def start(folder, *words, **more):
-    return subprocess.run(
-        [str(word) for word in words], cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=400
-    )
-
-
-def audit(folder, *words, **more):
-    """The process, and the report that it printed as JSON."""
-    done = start(folder, PYTHON, "-m", "gradaccum", "audit", "--json", *words, **more)
-    assert done.stdout, done.stderr
-    return done, json.loads(done.stdout)
-
-
-def stopped_after(report, updates=3):
-    """The run was right, and ended after so many updates."""
-    assert (report["verdict"], report["script_exit"]) == ("right", 0), report
-    assert report["facts"]["updates"] == updates
-    return True
-
-
-def ended_cleanly(done):
-    """Nothing after the stop was said, and nothing of it shows."""
-    assert "never printed" not in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 0
 
 
 def test_a_script_sees_itself_and_nothing_is_left_behind(tmp_path):
@@ -270,55 +199,6 @@ def test_a_console_script_that_trains_in_a_thread_and_makes_an_error_of_everythi
     assert stopped_after(report, 3)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
-
-
-TRAINERS = {
-    "transformers": """
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64))
-        ids = [torch.randint(0, 64, (length,)) for length in (6, 6, 12, 12, 9, 9) * 8]
-        data = [{"input_ids": each, "labels": each} for each in ids]
-        options = TrainingArguments("out", per_device_train_batch_size=1, gradient_accumulation_steps=4,
-            num_train_epochs=2, report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True)
-        Trainer(model, options, train_dataset=data).train()
-        print("never printed")
-    """,
-    "lightning": """
-        import lightning, torch
-
-        class Model(lightning.LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.layer = torch.nn.Linear(8, 3)
-
-            def training_step(self, batch, index):
-                return torch.nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
-
-            def configure_optimizers(self):
-                optimizer = torch.optim.AdamW(self.parameters())
-                schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
-                return [optimizer], [{"scheduler": schedule, "interval": "step"}]
-
-        data = torch.utils.data.TensorDataset(torch.randn(80, 8), torch.randint(0, 3, (80,)))
-        trainer = lightning.Trainer(max_epochs=3, accumulate_grad_batches=4, logger=False, accelerator="cpu", devices=1,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-        trainer.fit(Model(), torch.utils.data.DataLoader(data, batch_size=4))
-        print("never printed")
-    """,
-}
-
-
-@pytest.mark.parametrize("name", TRAINERS)
-def test_a_trainer_is_stopped_cleanly(tmp_path, name):
-    write(tmp_path, train=TRAINERS[name])
-    done, report = audit(tmp_path, "train.py", TOKENIZERS_PARALLELISM="false")
-    assert stopped_after(report)
-    assert report["facts"]["framework"] == name
-    assert report["facts"]["micro_batches_per_update"] == 4
-    assert report["facts"]["scheduler_steps_per_update"] == 1
-    ended_cleanly(done)
 
 
 def test_ctrl_c_gives_the_report_so_far(tmp_path):
