@@ -140,6 +140,7 @@ def tolerance_words(report: AuditReport) -> str:
 PHRASES = (
     ("loss term {}", "term"),
     ("a factor of {}, the number of {}", "times", "of"),
+    ("divided by {}, so that the weights sum to {}", "divided_by", "times"),
     ("counted {} times, its factors add up to {}", "times", "total"),
     ("{} of {} micro-batches", "lost", "micro_batches"),
     ("{} micro-batches, divided by {}", "micro_batches", "divided_by"),
@@ -149,10 +150,12 @@ PHRASES = (
     ("the largest weight is {} times the smallest", "largest_by_smallest"),
     ("{} of the gradient that the optimizer received", "share_of_gradient"),
     ("a factor of {} between micro-batches", "factor_between_micro_batches"),
+    ("divided by {}, one by one", "divisors"),
     ("{} backward passes, on {} ranks", "passes", "ranks"),
     ("rank by rank {} times the first one's", "factors"),
     ("a loss scale of {}", "scale"),
     ("{} classes, which are the samples of a micro-batch", "classes"),
+    ("{} samples, multiplied with each other", "pairs_of"),
     ("{} samples in an update, {} wanted", "effective_batch", "target_batch"),
     ("{} micro-batches would make them", "steps"),
     ("modules {}", "modules"),
@@ -178,6 +181,8 @@ def evidence_words(evidence: Mapping[str, object]) -> str:
     if isinstance(counts := left.get("counts"), (list, tuple)):
         del left["counts"]
         parts.append(f"they hold {held(counts, left.pop('unit', None))}")
+    if isinstance(count := left.pop("sum_over", None), int):
+        parts.append(f"sums over {held([count], left.pop('unit', None))} in all")
     if isinstance(size := left.pop("bytes", None), int):
         parts.append(f"{show_bytes(size)} each")
     if left.pop("all", False):

@@ -41,7 +41,9 @@ def over_updates(ranks: Sequence[RankSeen], groups: Sequence[Group], before: Seq
         seen = max(batches)
         steps = max(group.steps for group in groups)
         found.append(Found("GA115", {"effective_batch": seen, "target_batch": target}))
-        lost = any(each.code == "GA106" for each in before)
+        lost = any(each.code == "GA106" for each in before) or any(
+            group.seen(key).calls_without for group in groups for key in group.passes
+        )
         if steps == 1 and not lost and target > seen and target % seen == 0:
             found.append(Found("GA120", {"effective_batch": seen, "target_batch": target, "steps": target // seen}))
     return found

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gradaccum.torch.audit.records import Pass, Sketch, UpdateSeen
 
 Key = tuple[int, int]
+UNLIKE = 0.5
+"""Share of what was received that lies beside what the passes left, from which on it is something else."""
+
 LEAK = -1
 """In place of a pass: what lay in the gradients before the first one."""
 
@@ -30,7 +33,7 @@ class Arrivals:
     share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
     from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
     passes whose gradient is no sum of what was heard. touched: passes before which gradients were changed by more
-    than a factor.
+    than a factor. leaked: for a rank, what lay there from before.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -39,6 +42,7 @@ class Arrivals:
     reduced_after: bool = False
     unexplained: list[Key] = field(default_factory=list)
     touched: list[Key] = field(default_factory=list)
+    leaked: dict[int, Sketch | None] = field(default_factory=dict)
     seen: bool = True
 
     def reach(self, key: Key) -> float:
@@ -53,8 +57,10 @@ class Arrivals:
         )
 
 
-def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrivals:
-    """Of one update, as every rank saw it. low: gradients are of half type."""
+def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool, before: Sequence[Sketch | None] = ()) -> Arrivals:
+    """Of one update, as every rank saw it. low: gradients are of half type. before: what each rank's optimizer received
+    in the update before.
+    """
     world = len(updates)
     within = LOW if low else SAME
     found = Arrivals(changes=[[] for _ in updates])
@@ -64,6 +70,7 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
     for rank, update in enumerate(updates):
         if update.passes and norm(update.passes[0].before):
             state[rank][rank, LEAK] = 1.0
+            found.leaked[rank] = update.passes[0].before
     if any(each.by_name for update in updates for each in update.passes):  # the loop adds up by itself
         found.share = [_all_heard(updates, rank, within) for rank in range(world)]
         found.changes = [[1.0] for _ in updates]
@@ -105,6 +112,10 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool) -> Arrival
         if together is not None:
             state = [_times(_sum(state), together) for _ in state]
     found.share = _received(updates, state, found, sharded, within) if found.seen else state
+    for rank, received in enumerate(before) if found.seen and not sharded else ():
+        if not found.share[rank] and (kept := _with_earlier(updates, rank, received, within)):
+            found.share[rank], found.leaked[rank] = kept, received
+    found.seen = found.seen and all(found.share)
     return found
 
 
@@ -144,6 +155,9 @@ def _received(
         if rest > within and not sharded and (all_heard := _all_heard(updates, rank, within)):
             share.append(all_heard)  # summed in buffers of the loop's own, and handed over at the end
             continue
+        if rest > UNLIKE and not sharded and not update.behind("clip_value"):
+            share.append({})
+            continue
         found.changes[rank].append(change)
         share.append(_times(state[rank], change))
     for rank, update in enumerate(updates):
@@ -173,6 +187,22 @@ def _all_heard(updates: Sequence[UpdateSeen], rank: int, within: float) -> dict[
                 return {
                     key: 0.0 if abs(each) < within * largest else each for key, each in zip(keys, factors, strict=True)
                 }
+    return {}
+
+
+def _with_earlier(updates: Sequence[UpdateSeen], rank: int, earlier: Sketch | None, within: float) -> dict[Key, float]:
+    """What was received, as a multiple of all that was heard and the whole of what the update before received: sums in
+    buffers of the loop's own that were not cleared. Empty where it is not that.
+    """
+    received = updates[rank].received
+    for ranks in ([rank], list(range(len(updates)))):
+        heard = {(one, index): each.heard for one in ranks for index, each in enumerate(updates[one].passes)}
+        total = plus(heard.values())
+        if received is None or earlier is None or total is None:
+            continue
+        factors, rest = combination([total, earlier], received)
+        if factors and rest < within and abs(factors[1] - 1) < within:
+            return {**dict.fromkeys(heard, factors[0]), (rank, LEAK): factors[1]}
     return {}
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gradaccum.core.audit import ERROR, NOTE, WARNING, AuditFinding
-from gradaccum.show.audit_words import held
+from gradaccum.show.audit_words import held, listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Found:
 @dataclass(frozen=True)
 class Kind:
     """What is said of a code. message: formatted with the evidence. scale: it is wrong by a constant factor alone.
-    fixes: by framework; "" stands for the others.
+    fixes: by framework; "" stands for the others. instead: message and fix where the evidence has that name.
     """
 
     severity: str
@@ -34,6 +34,7 @@ class Kind:
     consequence: str
     fixes: dict[str, str]
     scale: bool = False
+    instead: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 _MEAN_OF_MEANS = {
@@ -71,6 +72,8 @@ _SHORT = {
     "lightning": "Trainer(limit_train_batches=...) to a multiple of accumulate_grad_batches, or manual optimization",
 }
 
+_CACHED = "cache the representations' gradients: group.cached(encode, loss_of) of gradaccum.torch.Accumulator"
+
 KINDS: dict[str, Kind] = {
     "GA101": Kind(
         ERROR,
@@ -78,6 +81,13 @@ KINDS: dict[str, Kind] = {
         "the gradient is that of {times} batches added up",
         _NOT_DIVIDED,
         scale=True,
+        instead={
+            "sum_over": (
+                "Divided by another number than what is there: sums over {held} in all were divided by "
+                "{divided_by:.6g}, so that the weights sum to {times:.4g}, not to 1.",
+                "count what the group really holds, and divide the sum of its losses by that",
+            )
+        },
     ),
     "GA102": Kind(
         ERROR,
@@ -92,6 +102,13 @@ KINDS: dict[str, Kind] = {
         "{largest_by_smallest:.3g} times what others do.",
         "what stands in short micro-batches is learnt more than the rest",
         _MEAN_OF_MEANS,
+        instead={
+            "divisors": (
+                "A mean of means: each micro-batch was divided by a number of its own, {numbers}, so that some weigh "
+                "{largest_by_smallest:.3g} times what others do.",
+                "sum what you divide by over the whole group, and divide all of its losses by that",
+            )
+        },
     ),
     "GA104": Kind(
         ERROR,
@@ -104,7 +121,8 @@ KINDS: dict[str, Kind] = {
     ),
     "GA105": Kind(
         ERROR,
-        "A short group of {micro_batches} micro-batches was divided by {divided_by}: its weights sum to {total:.4g}.",
+        "A short group was divided by {divided_by}, not by its micro-batches, {micro_batches}: its weights sum to "
+        "{total:.4g}.",
         "the last update of an epoch is too small",
         _SHORT,
         scale=True,
@@ -129,13 +147,17 @@ KINDS: dict[str, Kind] = {
     ),
     "GA109": Kind(
         ERROR,
-        "Ranks step with different gradients: {apart}.",
+        "Ranks step with different gradients: {passes} backward passes never reached the other ranks.",
         "the ranks' models drift apart",
         {
-            "": "let the forward and the backward of the last micro-batch both run outside no_sync(); "
-            "scale and clip by the same numbers on all ranks",
-            "fabric": "fabric.no_backward_sync(model, enabled=is_accumulating), around forward and backward; "
-            "scale and clip by the same numbers on all ranks",
+            "": "let the forward and the backward of the last micro-batch both run outside no_sync()",
+            "fabric": "fabric.no_backward_sync(model, enabled=is_accumulating), around forward and backward",
+        },
+        instead={
+            "factors": (
+                "Ranks step with different gradients: each multiplied what was reduced by a factor of its own.",
+                "scale and clip by the same numbers on all ranks: reduce norms and counts before you use them",
+            )
         },
     ),
     "GA110": Kind(
@@ -207,12 +229,31 @@ KINDS: dict[str, Kind] = {
         "Weights differ within one update in no pattern that is known.",
         "the gradient is not that of the big batch",
         {"": "compare with gradaccum.torch.verify, parameter by parameter"},
+        instead={
+            "factor_between_micro_batches": (
+                "Weights differ within one update: gradients were multiplied by {factor_between_micro_batches:.4g} "
+                "between its micro-batches, the early ones again each time.",
+                "scale, or reduce, once: after the last micro-batch",
+            ),
+            "counts": (
+                "Weights differ within one update: between its micro-batches gradients were divided by what the last "
+                "one held, {held}, the early ones again each time.",
+                "divide once, after the last micro-batch, by what the whole group holds",
+            ),
+        },
     ),
     "GA119": Kind(
         ERROR,
         "A loss over the whole batch was taken over each micro-batch: {classes} samples are each other's classes.",
         "each sample has fewer negatives than in the big batch, which no accumulation makes up for",
-        {"": "cache the representations' gradients: group.cached(encode, loss_of) of gradaccum.torch.Accumulator"},
+        {"": _CACHED},
+        instead={
+            "pairs_of": (
+                "A loss over the whole batch was taken over each micro-batch: its {pairs_of} samples are multiplied "
+                "with each other, and with none of the other micro-batches.",
+                _CACHED,
+            )
+        },
     ),
     "GA120": Kind(
         ERROR,
@@ -228,20 +269,21 @@ def finding(found: Found, optimizers: Sequence[OptimizerSeen], framework: str) -
     """The words for one verdict. framework: torch, accelerate, fabric, lightning, transformers, trl, deepspeed."""
     kind = KINDS[found.code]
     values: dict[str, Any] = {**found.evidence}
-    if "counts" in values:
-        values["held"] = held(values["counts"], values["unit"])
-    if "passes" in values:
-        values["apart"] = f"{values['passes']} backward passes never reached the other ranks"
-    elif "factors" in values:
-        values["apart"] = "each multiplied what was reduced by a factor of its own"
-    fix = kind.fixes.get(framework, kind.fixes[""])
+    if "unit" in values:
+        values["held"] = held(values.get("counts") or [values["sum_over"]], values["unit"])
+    if "divisors" in values:
+        values["numbers"] = listed(values["divisors"])
+    message, fix = next(
+        (words for name, words in kind.instead.items() if name in values),
+        (kind.message, kind.fixes.get(framework, kind.fixes[""])),
+    )
     consequence = kind.consequence.format(**values)
     if kind.scale:
         consequence += "; " + _for_optimizer(optimizers)
     return AuditFinding(
         code=found.code,
         severity=found.severity or kind.severity,
-        message=kind.message.format(**values),
+        message=message.format(**values),
         evidence=found.evidence,
         consequence=consequence,
         fix=fix.format(**values),

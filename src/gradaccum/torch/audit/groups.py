@@ -31,7 +31,7 @@ class Group:
 
     clipped: the factor of clipping at the boundary. uses: of a (rank, serial of a pass), the optimizers that used it,
     each with the number of passes up to its step. considered: the passes that were meant for this update. whole: each
-    rank received the whole gradient, no shard of it. parted: of the copies that the optimizer steps on, only its part.
+    rank received the whole gradient; sharded: its own part of it; parted: of copies that the optimizer steps on.
     """
 
     optimizer: int
@@ -47,8 +47,13 @@ class Group:
     target_batch: int | None = None
     nominal_steps: int | None = None
     framework: str = "torch"
-    whole: bool = True
+    sharded: bool = False
     parted: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether each rank received the whole gradient."""
+        return not (self.sharded or self.parted)
 
     @property
     def steps(self) -> int:
@@ -57,8 +62,8 @@ class Group:
 
     @property
     def untold(self) -> bool:
-        """Whether what the copies were given is no sum of what the passes brought."""
-        return self.parted and bool(self.passes) and not all(self.arrivals.share)
+        """Whether what the optimizer was given is no sum of what the passes brought."""
+        return bool(self.passes) and not all(self.arrivals.share)
 
     @property
     def passes(self) -> list[tuple[int, int]]:
@@ -142,7 +147,8 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             whole = plus(each.received for each in updates)
             updates = [replace(each, received=whole) for each in updates]
         low = any(dtype in ("bfloat16", "float16") for dtype in described.gradient_dtypes)
-        arrived = arrivals(updates, described.sharded, low)
+        before = [each.received for each in by_key.get((optimizer, number - 1), ())]
+        arrived = arrivals(updates, described.sharded, low, before if len(before) == len(ranks) else ())
         clipped = _clipped(updates[0].events)
         dtype = next((each.loss_dtype for update in updates for each in update.passes), "float32")
         tolerance = max(TOLERANCE.get(dtype, 1e-2), 5e-3 if low else 0.0)
@@ -154,7 +160,11 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
         if dropped := _thrown_away(arrived, own):
             kept = [key for key in own if key not in dropped]
             fewer, less = _families(updates, kept, common, tolerance)
-            if fewer and all(each.fine for each in fewer) and max(each.micro_batches() for each in fewer) > 1:
+            several = max((each.micro_batches() for each in fewer), default=0) > 1
+            meant = any(
+                each.divisions(each.micro_batches()) > 0 for each in made
+            )  # by all of them: they were one group
+            if several and not meant and all(each.fine for each in fewer):
                 made, unknown, own = fewer, less, kept
         yield Group(
             optimizer,
@@ -170,20 +180,23 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             ranks[0].target_batch,
             ranks[0].nominal_steps,
             ranks[0].framework,
-            not (described.sharded or described.parted),
+            described.sharded,
             described.parted,
         )
 
 
 def usual_of(groups: Sequence[Group]) -> dict[int, Group]:
-    """For each optimizer the update with as many micro-batches as most of its have, which others are held against."""
+    """For each optimizer the update that others are held against: with as many micro-batches as most of its have; where
+    that is not right, and a fuller one is, that one.
+    """
     found: dict[int, Group] = {}
     for optimizer in {each.optimizer for each in groups}:
         own = [each for each in groups if each.optimizer == optimizer]
         counts = Counter(each.steps for each in own)
-        found[optimizer] = max(
-            own, key=lambda each: (counts[each.steps], each.main is not None and each.main.fine, each.steps)
-        )
+        most = max(own, key=lambda each: (counts[each.steps], each.main is not None and each.main.fine, each.steps))
+        fuller = [each for each in own if each.steps > most.steps and each.main is not None and each.main.right]
+        wrong = most.main is not None and not most.main.right
+        found[optimizer] = max(fuller, key=lambda each: each.steps) if wrong and fuller else most
     return found
 
 
@@ -279,15 +292,21 @@ def _clipped(events: Sequence[Event]) -> float:
 
 
 def _readings(passes: Sequence[Pass]) -> set[float]:
-    """The samples of all passes, where the calls of each are so many micro-batches, or views of fewer."""
+    """The samples of all passes, where the calls of each are so many micro-batches, or views of fewer; the rows of
+    several losses decide, where some calls have none.
+    """
     calls = [each.calls for each in passes]
     several = len(calls[0]) if calls else 0
     if several < 2 or any(len(each) != several or None in each for each in calls):
         return set()
     total = sum(sample or 0 for each in calls for sample in each)
-    return {total / views for views in range(1, several + 1) if several % views == 0}
+    found = {total / views for views in range(1, several + 1) if several % views == 0}
+    rows = sum(each.rows for each in passes)
+    return {rows} if rows in found and all(each.calls_without for each in passes) else found
 
 
 def _rows(each: Pass) -> float | None:
-    """The rows of its first loss term."""
+    """The rows of its first loss term; of all such, where calls of the model have none."""
+    if each.calls_without:
+        return each.rows or None
     return next((term.units["rows"] for term in each.terms if "rows" in term.units), None)

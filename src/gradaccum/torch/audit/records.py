@@ -20,7 +20,7 @@ class Term:
     multiplied the gradient; arrived: the gradient behind them. own_weights: elements are multiplied by numbers of
     their own, above which the weight was read; above: weight and units there, where they were multiplied by 0 and one
     other number, beneath which it was read. in_batch: the classes are the batch's own samples, as in a contrastive
-    loss.
+    loss. product: rows, columns and inner size, where it was made from a product of two matrices of activations.
     """
 
     leaf: str
@@ -34,6 +34,7 @@ class Term:
     own_weights: bool = False
     above: tuple[float, dict[str, float]] | None = None
     in_batch: bool = False
+    product: list[int] = field(default_factory=list)
     identity: int = 0
 
     def lifted(self) -> Term:
@@ -87,13 +88,27 @@ class Pass:
 
     @property
     def samples(self) -> int | None:
-        """Those of the micro-batch: of all calls, where each had a loss of its own or one loss has the rows of all."""
+        """Those of the micro-batch: of all calls, where each had a loss of its own or one loss has the rows of all; of
+        several losses their rows, where some of the calls have none.
+        """
         if not self.calls or None in self.calls:
             return None
         total = sum(each or 0 for each in self.calls)
+        if self.rows and self.calls_without and total % self.rows == 0:
+            return int(self.rows)
         rows = self.terms[0].units.get("rows") if self.terms else None
         together = self.losses == len(self.calls) or rows == total
         return total if together else self.calls[-1]
+
+    @property
+    def calls_without(self) -> bool:
+        """Whether there are several losses, and calls of the model besides."""
+        return 1 < self.losses < len(self.calls)
+
+    @property
+    def rows(self) -> float:
+        """The rows of all losses of the first kind."""
+        return sum(term.units.get("rows", 0.0) for term in self.terms if term.reduction == self.terms[0].reduction)
 
     @property
     def losses(self) -> int:

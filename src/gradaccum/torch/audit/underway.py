@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ class Watched:
         self.holds = is_holder(optimizer)
         self._name = type(optimizer.optimizer if self.holds else optimizer).__name__
         parted = self.holds and has_parts(optimizer)
-        self.witness = HeldWitness(optimizer) if parted else Witness(trained_by(optimizer))
+        trained = trained_by(optimizer)
+        self.witness = HeldWitness(optimizer) if parted else Witness(trained)
+        self._optimizer, self._trained = weakref.ref(optimizer), len(trained)
         self.passes: list[OpenPass] = []
         self.events: list[Happened] = []
         self.before: torch.Tensor | None = None
@@ -43,6 +46,17 @@ class Watched:
         """The optimizer as plain data."""
         scale_free = self._name.removeprefix("Fused").startswith(SCALE_FREE)
         return OptimizerSeen(self._name, scale_free, sharded=self.witness.sharded, parted=self.witness.held)
+
+    def grow(self) -> None:
+        """Take parameters that have joined the optimizer among the witnesses, between two groups."""
+        optimizer = self._optimizer()
+        if optimizer is None or self.holds or self.passes:
+            return
+        trained = trained_by(optimizer)
+        if len(trained) > self._trained:
+            self.witness.deafen()
+            self.witness, self._trained = Witness(trained), len(trained)
+            self.witness.listen()
 
     def receive(self, optimizer: Optimizer) -> None:
         """What lies in the gradients now, which the optimizer is about to use."""

@@ -216,6 +216,8 @@ class Watcher:
         for each in list(self._frozen.values()):
             self._attach(each)
         auditing = [each for each in self._watched.values() if self._audits(each)]
+        for each in auditing:
+            each.grow()
         if inputs is not None:
             auditing = [each for each in auditing if each.witness.among(inputs)]
         if not auditing:

@@ -7,22 +7,34 @@ weighs in the update. No copy and no second pass: one hook for each node met, an
 
 from __future__ import annotations
 
-import functools
 import itertools
-import re
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradaccum.torch.audit.nodes import (
+    MEAN,
+    Edge,
+    constant,
+    element_units,
+    identity_of,
+    ignored,
+    in_batch,
+    is_python,
+    is_scalar,
+    loss_units,
+    masks,
+    name_of,
+    product,
+    reduces,
+    saved_counts,
+)
 from gradaccum.torch.audit.records import Term
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-MEAN, SUM = 1, 2
-"""What ATen's loss nodes save as their reduction; 0 is none."""
 
 MOST_NODES = 20_000
 """Scalar nodes of one loss that are followed, so that one summed over a whole epoch in Python stays affordable; of a
@@ -118,6 +130,8 @@ class Instrument:
         found = _Found(name, "mean" if reduction == MEAN else "sum", way, units=units)
         found.divisor = divisor if reduction == MEAN else None
         found.in_batch = in_batch(edge[0])
+        if edge[0].next_functions and not found.in_batch and name != "NllLoss":
+            found.product = product(edge[0].next_functions[0])
         self._found.append(found)
 
     def _reduction(self, edge: Edge, name: str, way: tuple[Key, ...], below: Edge) -> None:
@@ -143,7 +157,9 @@ class Instrument:
             node = edge[0]
             name = name_of(node)
             below = [each for each in node.next_functions if each[0] is not None]
-            if len(below) != 1 or not (name in SHAPES or name in CHOICES or masks(node, name)):
+            if name == "_DDPSink" and edge[1] < len(node.next_functions):  # hands each output on as it is
+                below = [node.next_functions[edge[1]]]
+            elif len(below) != 1 or not (name in SHAPES or name in CHOICES or masks(node, name)):
                 break
             if below[0][0].name().endswith("AccumulateGrad"):
                 break
@@ -153,8 +169,9 @@ class Instrument:
         found.leaf = f"{found.leaf} of {name_of(edge[0])}".removeprefix(" of ")
         found.units = element_units(*edge)
         found.own_weights = name_of(edge[0]) in ("Mul", "Div") and constant(edge[0], name_of(edge[0])) is not None
-        ignored = _ignored(edge[0])
-        found.at = self._hook(edge, measured if ignored is None else partial(measured, but=ignored))
+        out = ignored(edge[0])
+        found.at = self._hook(edge, measured if out is None else partial(measured, but=out))
+        found.product = product(edge)
         self._found.append(found)
 
     # Hooks
@@ -176,7 +193,6 @@ class Instrument:
 
 
 Key = tuple[int, int]
-Edge = tuple[Any, int]
 
 
 @dataclass
@@ -192,6 +208,7 @@ class _Found:
     own_weights: bool = False
     above: tuple[Key, dict[str, Any]] | None = None
     in_batch: Any = False
+    product: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reduction = self.leaf
@@ -203,7 +220,7 @@ class _Found:
         units = {name: float(count) for name, count in self.units.items()}
         made = Term(self.leaf, self.kind, self.reduction, units=units, factors=factors, own_weights=self.own_weights)
         made.arrived = gradients[-1] if gradients else None
-        made.in_batch, made.identity = bool(self.in_batch), self.identity
+        made.in_batch, made.product, made.identity = bool(self.in_batch), self.product, self.identity
         if self.at is not None:
             stats = arrived[self.at]
             count, mean, most, least = stats.tolist() if stats.numel() == 4 else (0.0, 0.0, 0.0, 0.0)
@@ -245,170 +262,3 @@ def measured(gradient: torch.Tensor, but: torch.Tensor | None = None) -> torch.T
             torch.where(there, size, torch.inf).min() if flat.numel() else size.sum(),
         )
     ).nan_to_num(posinf=0.0)
-
-
-def name_of(node: Any) -> str:
-    """The node's function, without the word Backward and its number."""
-    return _short(node.name())
-
-
-@functools.cache
-def _short(name: str) -> str:
-    return re.sub(r"Backward\d*$", "", name).removeprefix("torch::autograd::")
-
-
-_identities = itertools.count(1)
-
-
-def identity_of(node: Any) -> int:
-    """A number for the node, for as long as its graph lives."""
-    return int(node.metadata.setdefault("gradaccum.audit", next(_identities)))
-
-
-def is_python(node: Any) -> bool:
-    """A torch.autograd.Function's node."""
-    return hasattr(type(node), "_forward_cls")
-
-
-def is_scalar(edge: Edge) -> bool:
-    """Whether the output of that edge has one element. False where the graph does not say."""
-    node, index = edge
-    try:
-        shape = node._input_metadata[index].shape
-    except (AttributeError, IndexError, RuntimeError):
-        return False
-    return all(size == 1 for size in shape)
-
-
-def reduces(node: Any) -> int:
-    """The reduction that a loss node has saved: MEAN, SUM, or 0."""
-    try:
-        return int(getattr(node, "_saved_reduction", 0))
-    except (RuntimeError, TypeError):
-        return 0
-
-
-def masks(node: Any, name: str) -> bool:
-    """Whether it multiplies by a constant tensor of 0 and one other value, and nothing else."""
-    if name not in ("Mul", "Div"):
-        return False
-    if (by := constant(node, name)) is None:
-        return not any(isinstance(_saved(node, each), torch.Tensor) for each in ("_saved_other", "_saved_self")) or (
-            _of_one_element(node)
-        )
-    flat = by.detach().reshape(-1)
-    if flat.dtype == torch.bool:
-        return True
-    return bool(((flat == 0) | (flat == flat.abs().max())).all())
-
-
-def constant(node: Any, name: str) -> torch.Tensor | None:
-    """The tensor of several elements by which a product or quotient multiplies or divides; None where there is none, or
-    where it is part of the graph itself.
-    """
-    given = [_saved(node, "_saved_other"), None if name == "Div" else _saved(node, "_saved_self")]
-    tensors = [each for each in given if isinstance(each, torch.Tensor)]
-    return tensors[0] if len(tensors) == 1 and tensors[0].numel() > 1 else None
-
-
-def _of_one_element(node: Any) -> bool:
-    given = [_saved(node, "_saved_other"), _saved(node, "_saved_self")]
-    return any(isinstance(each, torch.Tensor) and each.numel() == 1 for each in given)
-
-
-def in_batch(node: Any) -> Any:
-    """Whether each row asks for a class of its own, of as many as there are rows or rows of all ranks: the samples of
-    the batch are each other's classes.
-    """
-    target, (logits, index) = _saved(node, "_saved_target"), node.next_functions[0]
-    if not isinstance(target, torch.Tensor) or target.dim() != 1 or target.is_floating_point() or logits is None:
-        return False
-    rows = target.numel()
-    try:
-        classes = int(logits._input_metadata[index].shape[-1])
-    except (AttributeError, IndexError, RuntimeError):
-        return False
-    if rows < 2 or classes % rows:
-        return False
-    asked = target - target[0] if rows == 2 else target.sort().values - target.min()  # of two any order is likely
-    return (asked == torch.arange(rows, device=target.device)).all()
-
-
-def _saved(node: Any, name: str) -> Any:
-    try:
-        if _made_anew(getattr(node, name.replace("_saved", "_raw_saved", 1), None)):
-            return None
-        return getattr(node, name, None)
-    except RuntimeError:  # it was released
-        return None
-
-
-def _made_anew(raw: Any) -> bool:
-    """Whether a saved tensor comes from a forward pass that is run again, as under checkpointing: to look at it would
-    run the model once more than the loop does.
-    """
-    hook = getattr(raw, "unpack_hook", None)
-    return hook is not None and getattr(hook, "__module__", "") != "torch.autograd.graph"
-
-
-def loss_units(node: Any) -> tuple[dict[str, Any], Any]:
-    """What a loss node reduces over, and by what its mean divides."""
-    target = _saved(node, "_saved_target")
-    if not isinstance(target, torch.Tensor):
-        return {}, None
-    units: dict[str, Any] = {"elements": target.numel(), "rows": target.shape[0] if target.dim() else 1}
-    if (classes := _saved(node, "_saved_weight")) is not None and not target.is_floating_point():
-        there = target != _signed(_saved(node, "_saved_ignore_index"))
-        units["weighed"] = torch.where(there, classes[target.clamp(0, len(classes) - 1)], 0.0).sum()
-    if (ignored := _saved(node, "_saved_ignore_index")) is None:
-        return {**units, "counted": target.numel()}, target.numel()
-    units["counted"] = (target != _signed(ignored)).sum()
-    if (total := _saved(node, "_saved_total_weight")) is not None and reduces(node) == MEAN:
-        units["weighed"] = total
-        return units, total
-    return units, units["counted"]
-
-
-def _ignored(node: Any) -> torch.Tensor | None:
-    """Where a loss of each element has a target that counts nothing, though a gradient arrives there."""
-    target, ignored = _saved(node, "_saved_target"), _saved(node, "_saved_ignore_index")
-    return target == _signed(ignored) if isinstance(target, torch.Tensor) and ignored is not None else None
-
-
-def _signed(index: int | None) -> int:
-    """An ignore index as a node saves it, without its sign."""
-    return -100 if index is None else index - 2**64 if index >= 2**63 else index
-
-
-def element_units(node: Any, index: int) -> dict[str, Any]:
-    """What the elements' own node says of their number."""
-    try:
-        shape = [int(size) for size in node._input_metadata[index].shape]
-    except (AttributeError, IndexError, RuntimeError, TypeError):
-        return {}
-    elements = 1
-    for size in shape:
-        elements *= size
-    units: dict[str, Any] = {"elements": elements, "rows": shape[0] if shape else 1}
-    if name_of(node) == "Mul" and (by := constant(node, "Mul")) is not None and list(by.shape) == shape:
-        units["weighed"] = by.detach().double().sum()
-    return units
-
-
-def saved_counts(node: Any) -> dict[str, Any]:
-    """Of a function that is not known: the targets that it saved, or the rows of the first tensor that it saved."""
-    if node.name().startswith("CompiledFunction"):
-        return {}  # what a compiled graph keeps is its own
-    try:
-        if any(_made_anew(each) for each in node._raw_saved_tensors):
-            return {}
-        tensors = [each for each in node.saved_tensors if isinstance(each, torch.Tensor)]
-    except (AttributeError, RuntimeError):
-        return {}
-    for each in tensors:
-        if each.dtype == torch.int64 and each.numel() > 1:
-            return {"counted": (each != -100).sum(), "elements": each.numel()}
-    for each in tensors:
-        if each.is_floating_point() and each.dim() > 1:
-            return {"elements": each.shape[:-1].numel()}
-    return {}
