@@ -224,6 +224,9 @@ def fact_rows(report: AuditReport) -> list[tuple[str, str]]:
     rows.append(("updates", _updates(facts)))
     rows.append(("micro-batches", _per_update(facts.pop("micro_batches_per_update", None))))
     rows.append(("effective batch", _batch(facts)))
+    sums = facts.pop("weights_sum_to", None)
+    if report.verdict == RIGHT and isinstance(sums, (list, tuple)):
+        rows.append(("weights sum to", _sums([show_real(each) for each in sums])))
     rows.append(("loss targets", _per_update(facts.pop("loss_tokens", None))))
     reductions, size = facts.pop("reductions_per_update", None), facts.pop("reduction_bytes", None)
     if ranks != 1:
@@ -256,6 +259,11 @@ def _batch(facts: dict[str, object]) -> str:
     batch, target = facts.pop("effective_batch", None), facts.pop("target_batch", None)
     words = shown(batch) + (" samples" if batch is not None else "")
     return words + (f"; the target is {shown(target)}" if target is not None else "")
+
+
+def _sums(ends: Sequence[str]) -> str:
+    between = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return f"{between}, not 1: a coefficient, clipping, or a divisor of your own, taken as meant"
 
 
 def _per_update(value: object) -> str:

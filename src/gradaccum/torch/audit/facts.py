@@ -42,6 +42,7 @@ def facts_of(ranks: Sequence[RankSeen], groups: Sequence[Group]) -> dict[str, ob
         "micro_batches_per_update": _spread(counts) or None,
         "effective_batch": _spread(batches),
         "target_batch": first.target_batch,
+        "weights_sum_to": _sums(groups),
         "loss_tokens": _spread([int(each) for each in tokens if each is not None]),
         "reductions_per_update": 0 if len(ranks) == 1 else None if parted else _spread(reductions),
         "reduction_bytes": 0 if len(ranks) == 1 else None if parted else first.reduction_bytes,
@@ -72,6 +73,15 @@ def _spread(values: Sequence[int]) -> int | list[int] | None:
     """One number where all are equal, else all that occurred."""
     found = sorted(set(values))
     return None if not found else found[0] if len(found) == 1 else found
+
+
+def _sums(groups: Sequence[Group]) -> list[float] | None:
+    """The smallest and the largest sum of equal weights, where it is not 1: by a coefficient, clipping, or a divisor of
+    the person's, right or wrong. None where all are 1, and where the weights differ or a sum is nowhere divided.
+    """
+    mains = [each.main for each in groups if each.main is not None and not each.sums_to(1.0, each.main)]
+    found = [each.first_total for each in mains if each.flat and not each.sums]
+    return [min(found), max(found)] if found else None
 
 
 def _tokens(group: Group) -> float | None:

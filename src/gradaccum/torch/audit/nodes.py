@@ -16,6 +16,12 @@ MEAN, SUM = 1, 2
 MOST_BETWEEN = 30
 """Nodes from a loss's elements down to a product of two matrices that are followed."""
 
+MOST_LOOKED_AT = 5_000
+"""Nodes beneath a matrix in which data is looked for."""
+
+PRODUCTS = frozenset("Mm Addmm Bmm Baddbmm Convolution Linear".split())
+"""Nodes by which data and parameters come together; the edge to data is none."""
+
 Edge = tuple[Any, int]
 """A node, and which of its outputs."""
 
@@ -121,7 +127,7 @@ def product(edge: Edge) -> list[int]:
         if node is None or node.name().endswith("AccumulateGrad"):
             return []
         if name_of(node) in ("Mm", "Bmm"):
-            if any(_of_parameter(each[0]) for each in node.next_functions):
+            if not all(_has_data(each[0]) for each in node.next_functions):
                 return []
             one, other = (shape_of(each) for each in node.next_functions)
             if not one or not other or any(size > 1 for size in one[:-2]):
@@ -134,11 +140,21 @@ def product(edge: Edge) -> list[int]:
     return []
 
 
-def _of_parameter(node: Any) -> bool:
-    """Whether a matrix is a parameter, as it is or turned; or nothing that is trained."""
-    while node is not None and name_of(node) in ("T", "Transpose", "Permute", "View", "ToCopy"):
-        node = node.next_functions[0][0]
-    return node is None or node.name().endswith("AccumulateGrad")
+def _has_data(root: Any) -> bool:
+    """Whether anything goes in there that is no parameter: not so for a weight that is made of parameters alone, as by
+    LoRA or by a norm. False where the graph does not say within MOST_LOOKED_AT nodes.
+    """
+    stack, seen = [root], {None}
+    while stack and len(seen) < MOST_LOOKED_AT:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = name_of(node)
+        if name == "Embedding" or (name in PRODUCTS and any(each[0] is None for each in node.next_functions)):
+            return True
+        stack.extend(each[0] for each in node.next_functions)
+    return False
 
 
 def saved(node: Any, name: str) -> Any:
