@@ -241,6 +241,8 @@ def fact_rows(report: AuditReport) -> list[tuple[str, str]]:
     if isinstance(cut := facts.pop("epoch_cut", None), dict):
         full = f"{plural(cut['groups'], 'group')} of {_counted(cut['micro_batches'], 'micro-batch')}"
         rows.append(("epoch cut", f"to {full}, and one of {cut['last_group']}"))
+    if not facts.get("not_checked"):
+        facts.pop("not_checked", None)
     rows += [(_label(name), shown(value)) for name, value in facts.items()]
     if report.script_exit is not None:
         rows.append(("script's exit", str(report.script_exit)))

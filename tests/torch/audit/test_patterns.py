@@ -236,6 +236,14 @@ def test_each_is_told_from_its_neighbours(name):
     assert report.verdict == ("fault" if wanted else "right"), report
 
 
+@pytest.mark.parametrize(("name", "checked"), [("own buffers", False), ("pairs of samples", True)])
+def test_in_batch_negatives_are_not_checked_where_the_loss_shows_none(name, checked):
+    with watch(updates=None) as report:
+        LOOPS[name][0]()
+    assert bool(report.facts["not_checked"]) != checked
+    assert ("not checked       in-batch negatives" in str(report)) != checked
+
+
 def test_what_is_no_sum_of_the_passes_has_no_verdict():
     with watch(updates=None) as report:
         something_else()
@@ -271,3 +279,20 @@ def test_it_says_what_was_found(name, words):
     assert words in report.findings[0].message
     assert "None" not in str(report)
     assert "divisors" not in str(report)  # evidence has words too
+
+
+def test_passes_that_another_optimizer_used_are_not_left_over():
+    """A discriminator's optimizer sees the generator's pass go by after its own last step."""
+    torch.manual_seed(0)
+    generator, discriminator = nn.Linear(3, 6), nn.Linear(6, 1)
+    first, second = (torch.optim.SGD(each.parameters(), lr=0.01) for each in (discriminator, generator))
+    with watch(updates=1) as report:
+        for _ in range(3):
+            first.zero_grad()
+            F.softplus(-discriminator(torch.randn(4, 6))).mean().backward()
+            first.step()
+            second.zero_grad()
+            F.softplus(-discriminator(generator(torch.randn(4, 3)))).mean().backward()
+            second.step()
+    assert report.facts["micro_batches_without_update"] == 0
+    assert "left over" not in str(report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import UserDict
 from typing import TYPE_CHECKING, Any
 
@@ -49,23 +48,6 @@ def _tensors(batch: Any) -> Iterator[torch.Tensor]:
     elif isinstance(batch, (list, tuple)):
         for each in batch:
             yield from _tensors(each)
-
-
-def part_of(value: Any, samples: int, start: int, end: int) -> Any:
-    """Some samples of a batch, in its own form. What is no tensor goes along; a list of as many texts is cut."""
-    if isinstance(value, torch.Tensor):
-        return value[start:end] if value.dim() else value
-    if isinstance(value, (dict, UserDict)):
-        made = copy.copy(value)
-        for name, each in value.items():
-            made[name] = part_of(each, samples, start, end)
-        return made
-    if isinstance(value, (list, tuple)):
-        if len(value) == samples and not any(True for _ in _tensors(value)):
-            return value[start:end]
-        fields = [part_of(each, samples, start, end) for each in value]
-        return type(value)(*fields) if hasattr(value, "_fields") else type(value)(fields)
-    return value
 
 
 def loss_and_weight(returned: Any) -> tuple[torch.Tensor, float | None]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from gradaccum.torch.audit.records import RankSeen
 
 
+COMPANY = "in-batch negatives, beyond what the loss itself shows of them: verify(model, loss_of, batch) does it"
+
+
 def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditReport:
     """The report on what all ranks saw, in the order of their ranks."""
     groups = list(groups_of(ranks))
@@ -41,11 +44,12 @@ def judge(ranks: Sequence[RankSeen], script_exit: int | None = None) -> AuditRep
             each.evidence["optimizer"] = names[index]
     findings = tuple(finding(each, ranks[0].optimizers, framework) for each in found)
     judged = bool(groups) and all(group.families and not group.untold for group in groups)
+    in_batch = any(each.code == "GA119" for each in findings)
     faults = any(each.severity == ERROR for each in findings)
     return AuditReport(
         verdict=FAULT if faults else RIGHT if judged else NOT_SEEN,
         findings=findings,
-        facts=facts_of(ranks, groups),
+        facts={**facts_of(ranks, groups), "not_checked": [] if in_batch else [COMPANY]},
         updates=tuple(_audited(group, names[group.optimizer]) for group in groups),
         not_seen=tuple(_not_seen(ranks, groups, names)),
         script_exit=script_exit,

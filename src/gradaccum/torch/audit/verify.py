@@ -18,9 +18,10 @@ import torch
 
 from gradaccum.core.audit import FAULT, NOT_SEEN, RIGHT
 from gradaccum.torch.audit.causes import Joined, cause
-from gradaccum.torch.audit.handed_in import loss_and_weight, part_of, refused, samples_of
+from gradaccum.torch.audit.handed_in import loss_and_weight, refused, samples_of
 from gradaccum.torch.audit.weights import Instrument
 from gradaccum.torch.batchnorm import is_batchnorm, names_in_training
+from gradaccum.torch.parts import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,7 +115,7 @@ def verify(
     Raises InputError for what cannot be compared.
     """
     samples = samples_of(model, batch, micro_batch)
-    parts = [part_of(batch, samples, start, start + micro_batch) for start in range(0, samples, micro_batch)]
+    parts = cut(batch, [micro_batch] * (samples // micro_batch))
     with _untouched(model):
         return _Comparison(model, loss_of, batch, parts, samples, micro_batch).answer()
 

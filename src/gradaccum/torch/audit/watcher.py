@@ -100,7 +100,9 @@ class Watcher:
 
     def so_far(self) -> RankSeen:
         """The record as it stands, while the loop goes on."""
-        self.seen.leftover = max((each.count for each in self._watched.values()), default=0)
+        used = max((each.at for each in self.seen.updates), default=0)  # by whatever optimizer was the last
+        open_ = max((each.count for each in self._watched.values()), default=0)
+        self.seen.leftover = min(open_, self._serial - used)
         if dist.is_available() and dist.is_initialized():
             self.seen.rank, self.seen.world = dist.get_rank(), dist.get_world_size()
         return self.seen
