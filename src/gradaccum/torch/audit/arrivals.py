@@ -33,7 +33,8 @@ class Arrivals:
     share: for a rank, the factor with which each (rank, pass) came. changes: of a rank, the factors before each pass
     from the second on, and before the step. reduced: of each pass, whether ranks came together in it. unexplained:
     passes whose gradient is no sum of what was heard. touched: passes before which gradients were changed by more
-    than a factor. leaked: for a rank, what lay there from before.
+    than a factor. leaked: for a rank, what lay there from before. unlike: ranks that received what is no sum of the
+    passes, nearly or not.
     """
 
     share: list[dict[Key, float]] = field(default_factory=list)
@@ -43,6 +44,7 @@ class Arrivals:
     unexplained: list[Key] = field(default_factory=list)
     touched: list[Key] = field(default_factory=list)
     leaked: dict[int, Sketch | None] = field(default_factory=dict)
+    unlike: set[int] = field(default_factory=set)
     seen: bool = True
 
     def reach(self, key: Key) -> float:
@@ -112,10 +114,11 @@ def arrivals(updates: Sequence[UpdateSeen], sharded: bool, low: bool, before: Se
         if together is not None:
             state = [_times(_sum(state), together) for _ in state]
     found.share = _received(updates, state, found, sharded, within) if found.seen else state
-    for rank, received in enumerate(before) if found.seen and not sharded else ():
-        if not found.share[rank] and (kept := _with_earlier(updates, rank, received, within)):
-            found.share[rank], found.leaked[rank] = kept, received
-    found.seen = found.seen and all(found.share)
+    for rank in sorted(found.unlike) if before else ():
+        if kept := _with_earlier(updates, rank, before[rank], within):
+            found.share[rank], found.leaked[rank] = kept, before[rank]
+            found.unlike.remove(rank)
+    found.seen = found.seen and not found.unlike
     return found
 
 
@@ -156,6 +159,7 @@ def _received(
             share.append(all_heard)  # summed in buffers of the loop's own, and handed over at the end
             continue
         if rest > UNLIKE and not sharded and not update.behind("clip_value"):
+            found.unlike.add(rank)
             share.append({})
             continue
         found.changes[rank].append(change)

@@ -63,7 +63,7 @@ class Group:
     @property
     def untold(self) -> bool:
         """Whether what the optimizer was given is no sum of what the passes brought."""
-        return bool(self.passes) and not all(self.arrivals.share)
+        return bool(self.arrivals.unlike) or (self.parted and bool(self.passes) and not all(self.arrivals.share))
 
     @property
     def passes(self) -> list[tuple[int, int]]:
@@ -161,10 +161,8 @@ def groups_of(ranks: Sequence[RankSeen]) -> Iterator[Group]:
             kept = [key for key in own if key not in dropped]
             fewer, less = _families(updates, kept, common, tolerance)
             several = max((each.micro_batches() for each in fewer), default=0) > 1
-            meant = any(
-                each.divisions(each.micro_batches()) > 0 for each in made
-            )  # by all of them: they were one group
-            if several and not meant and all(each.fine for each in fewer):
+            together = any(each.divisions(each.micro_batches()) > 0 for each in made)  # divided by all: one group
+            if several and not together and all(each.fine for each in fewer):
                 made, unknown, own = fewer, less, kept
         yield Group(
             optimizer,

@@ -104,15 +104,11 @@ def in_batch(node: Any) -> Any:
     """Whether each row asks for a class of its own, of as many as there are rows or rows of all ranks: the samples of
     the batch are each other's classes.
     """
-    target, (logits, index) = saved(node, "_saved_target"), node.next_functions[0]
-    if not isinstance(target, torch.Tensor) or target.dim() != 1 or target.is_floating_point() or logits is None:
+    target, logits = saved(node, "_saved_target"), node.next_functions[0]
+    if not isinstance(target, torch.Tensor) or target.dim() != 1 or target.is_floating_point():
         return False
-    rows = target.numel()
-    try:
-        classes = int(logits._input_metadata[index].shape[-1])
-    except (AttributeError, IndexError, RuntimeError):
-        return False
-    if rows < 2 or classes % rows:
+    rows, shape = target.numel(), shape_of(logits)
+    if rows < 2 or not shape or shape[-1] % rows:
         return False
     asked = target - target[0] if rows == 2 else target.sort().values - target.min()  # of two any order is likely
     return (asked == torch.arange(rows, device=target.device)).all()
