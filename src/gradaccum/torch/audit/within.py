@@ -188,7 +188,9 @@ def _in_batch(group: Group) -> Iterator[Found]:
 
 
 def _of_pairs(item: Item) -> bool:
-    """Whether the loss was made from a product over the samples: of each with each, or one that sums over them."""
+    """Whether the loss was made from a square product over the samples: of each with each, or one that sums over them,
+    as correlations of features do.
+    """
     rows, columns, inner = item.term.product or (0, 0, 0)
     samples = item.of.samples or 0
-    return samples > 1 and (rows == columns == samples or inner == samples)
+    return samples > 1 and rows == columns and samples in (rows, inner)
