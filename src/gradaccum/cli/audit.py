@@ -65,6 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     report = runner.audit(command, updates=updates, target_batch=target, epoch_end=options.epoch_end, stdout=stdout)
     if options.output is not None:
         _write(report, options.output)
+        print(f"wrote {options.output}", file=sys.stderr)
     if options.repro is not None:
         from gradaccum.torch.audit.repro import write_repros
 

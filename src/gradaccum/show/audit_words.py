@@ -144,6 +144,7 @@ PHRASES = (
     ("counted {} times, its factors add up to {}", "times", "total"),
     ("{} of {} micro-batches", "lost", "micro_batches"),
     ("{} micro-batches, divided by {}", "micro_batches", "divided_by"),
+    ("it is the first group", "first_group"),
     ("{} times", "times"),
     ("{} micro-batches", "micro_batches"),
     ("the weights sum to {}, where 1 is right", "total"),

@@ -118,6 +118,53 @@ def full_then_single():
             optimizer.zero_grad()
 
 
+def stepping_first():
+    """The steps are counted from 0, and the first micro-batch makes an update by itself."""
+    model, optimizer = parts()
+    for index, (x, y) in enumerate([each for group in groups() for each in group]):
+        (F.cross_entropy(model(x), y) / 4).backward()
+        if index % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def short_last(ragged):
+    """A mean of each micro-batch, of as many or of different numbers of samples, and a last group of three."""
+    model, optimizer = parts()
+    found = groups((3, 5, 4, 2) if ragged else (4, 4, 4, 4))
+    for group in [*found[:-1], found[-1][:3]]:
+        for x, y in group:
+            (F.cross_entropy(model(x), y) / 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def weighed(of_group):
+    """A weight for each element is handed to the loss, whose sum is divided by all weights of the group, or its own."""
+    model, optimizer = parts()
+    for group in groups():
+        weights = [torch.rand(len(y), 1) + number for number, (_, y) in enumerate(group)]
+        for (x, y), own in zip(group, weights, strict=True):
+            wanted = F.one_hot(y, 5).float()
+            loss = F.binary_cross_entropy_with_logits(model(x), wanted, own.expand_as(wanted), reduction="sum")
+            (loss / (5 * sum(each.sum() for each in weights)) if of_group else loss / own.sum() / 20).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def two_paces():
+    """The first layer is stepped with each micro-batch, and the last one with each group: both use all passes."""
+    model, _ = parts()
+    often, seldom = (torch.optim.SGD(model[place].parameters(), lr=0.05) for place in (0, 2))
+    for group in groups():
+        for x, y in group:
+            (F.cross_entropy(model(x), y) / len(group)).backward()
+            often.step()
+            often.zero_grad()
+        seldom.step()
+        seldom.zero_grad()
+
+
 def first_half_cleared():
     """Something between the second and the third micro-batch clears what the first two brought."""
     model, optimizer = parts()
@@ -175,6 +222,26 @@ def correlations(x):
     return (x.T @ x - torch.eye(x.shape[1])).square().mean()
 
 
+def covariances(x):
+    """Of features, without their own, as VICReg has them."""
+    found = (x - x.mean(0)).T @ x / len(x)
+    return (found - torch.diag(torch.diag(found))).square().sum()
+
+
+def two_views():
+    """Two calls of the model, and two terms of one product over the samples, as Barlow Twins has them."""
+    model, optimizer = parts()
+    for group in groups():
+        for x, _ in group:
+            one, other = model(x), model(x + 0.1)
+            found = one.T @ other / len(x)
+            far = found.flatten()[1:].view(4, 6)[:, :-1]
+            loss = (torch.diagonal(found) - 1).square().sum() + 0.005 * far.square().sum()
+            (loss / len(group)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def similarities(x):
     """The same pairs, written as a contraction."""
     return F.binary_cross_entropy_with_logits(torch.einsum("id,jd->ij", x, x.tanh()), torch.eye(len(x)))
@@ -213,6 +280,12 @@ LOOPS = {
     "hits of the micro-batch": (lambda: own_divisors(False), ["GA103"]),
     "hits of the group": (lambda: own_divisors(True), []),
     "a full group, then single ones": (full_then_single, ["GA105"]),
+    "stepping first": (stepping_first, ["GA105"]),
+    "a short last group": (lambda: short_last(False), ["GA105"]),
+    "a short last group of ragged ones": (lambda: short_last(True), ["GA103", "GA105"]),
+    "weights of the group": (lambda: weighed(True), []),
+    "weights of the micro-batch": (lambda: weighed(False), ["GA103"]),
+    "two paces": (two_paces, []),
     "the first half cleared": (first_half_cleared, ["GA106"]),
     "a group that is dropped": (first_group_dropped, []),
     "joined with what was there": (lambda: joined_later(False), ["GA107"]),
@@ -221,6 +294,8 @@ LOOPS = {
     "pairs of samples": (lambda: loss_of_batch(pairs), ["GA119"]),
     "pairs, contracted": (lambda: loss_of_batch(similarities), ["GA119"]),
     "correlations over samples": (lambda: loss_of_batch(correlations), ["GA119"]),
+    "covariances over samples": (lambda: loss_of_batch(covariances), ["GA119"]),
+    "two views": (two_views, ["GA119"]),
     "a product for each sample": (lambda: loss_of_batch(each_by_itself), []),
     "a weight of parameters": (lambda: loss_of_batch(of_parameters), []),
 }
@@ -270,6 +345,7 @@ def test_what_is_taken_for_a_coefficient_is_said():
         ("a budget that is exceeded", "sums over 14 targets in all were divided by 10, so that the weights sum to 1.4"),
         ("hits of the micro-batch", "divided by a number of its own, 1, 2, 3, 4, so that some weigh 4 times"),
         ("a full group, then single ones", "divided by 4, not by its micro-batches, 1: its weights sum to 0.25"),
+        ("stepping first", "The first group was divided by 4, not by its micro-batches, 1: its weights sum to 0.25"),
         ("pairs of samples", "its 4 samples are multiplied with each other"),
     ],
 )

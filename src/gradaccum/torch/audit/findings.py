@@ -123,9 +123,16 @@ KINDS: dict[str, Kind] = {
         ERROR,
         "A short group was divided by {divided_by}, not by its micro-batches, {micro_batches}: its weights sum to "
         "{total:.4g}.",
-        "the last update of an epoch is too small",
+        "that update is too small, as the last one of an epoch often is",
         _SHORT,
         scale=True,
+        instead={
+            "first_group": (
+                "The first group was divided by {divided_by}, not by its micro-batches, {micro_batches}: its weights "
+                "sum to {total:.4g}.",
+                "step after the micro-batch for which (index + 1) % accum_steps == 0, counted from 0",
+            )
+        },
     ),
     "GA106": Kind(
         ERROR,

@@ -118,22 +118,25 @@ def product(edge: Edge) -> list[int]:
     """Rows, columns and inner size of a product of two matrices of activations from whose elements alone those at the
     edge were made, as similarities of pairs are; empty where there is none.
     """
-    node = edge[0]
+    stack, products = [edge[0]], set()
     for _ in range(MOST_BETWEEN):
-        if node is None or node.name().endswith("AccumulateGrad"):
-            return []
+        if not stack:
+            break
+        node = stack.pop()
         if name_of(node) in ("Mm", "Bmm"):
-            if not all(_has_data(each[0]) for each in node.next_functions):
-                return []
-            one, other = (shape_of(each) for each in node.next_functions)
-            if not one or not other or any(size > 1 for size in one[:-2]):
-                return []
-            return [one[-2], other[-1], one[-1]]
-        below = [each for each in node.next_functions if each[0] is not None and not is_scalar(each)]
-        if len(below) != 1:
+            products.add(node)
+            continue
+        below = [each[0] for each in node.next_functions if each[0] is not None and not is_scalar(each)]
+        if not below or node.name().endswith("AccumulateGrad"):
             return []
-        node = below[0][0]
-    return []
+        stack.extend(below)
+    if stack or len(products) != 1:
+        return []
+    (node,) = products
+    one, other = (shape_of(each) for each in node.next_functions)
+    if not one or not other or any(size > 1 for size in one[:-2]):
+        return []
+    return [one[-2], other[-1], one[-1]] if all(_has_data(each[0]) for each in node.next_functions) else []
 
 
 def _has_data(root: Any) -> bool:
@@ -177,7 +180,9 @@ def loss_units(node: Any) -> tuple[dict[str, Any], Any]:
     if not isinstance(target, torch.Tensor):
         return {}, None
     units: dict[str, Any] = {"elements": target.numel(), "rows": target.shape[0] if target.dim() else 1}
-    if (classes := saved(node, "_saved_weight")) is not None and not target.is_floating_point():
+    if isinstance(own := saved(node, "_saved_weight"), torch.Tensor) and target.is_floating_point():
+        units["weighed"] = own.detach().double().sum() * (target.numel() / own.numel())  # as it is spread over them
+    elif (classes := saved(node, "_saved_weight")) is not None:
         there = target != _signed(saved(node, "_saved_ignore_index"))
         units["weighed"] = torch.where(there, classes[target.clamp(0, len(classes) - 1)], 0.0).sum()
     if (without := saved(node, "_saved_ignore_index")) is None:

@@ -23,6 +23,9 @@ def of_term(family: Family, group: Group, usual: Group) -> Iterator[Found]:
         yield Found("GA107", {**where, **more})
     elif not family.flat:
         yield from _uneven(family, group, where)
+        steps, most = family.micro_batches(), max(usual.steps, group.nominal_steps or 0)
+        if group.steps < most and _own_share(family, 1 / most / len(group.updates)):
+            yield Found("GA105", {**where, "micro_batches": steps, "divided_by": most, "total": steps / most})
     else:
         yield from _constant(family, group, usual, where)
 
@@ -81,7 +84,8 @@ def _own_divisors(family: Family) -> list[int] | None:
     """The whole numbers, one for each micro-batch, by which sums were divided, and but for which all would weigh the
     same; of a count that no unit shows, as of a detector's hits.
     """
-    if any(each.term.kind != "sum" for each in family.weighty):
+    passes = {(each.rank, each.index) for each in family.weighty}
+    if len(passes) < len(family.weighty) or any(each.term.kind != "sum" for each in family.weighty):
         return None
     candidates = [_whole_divisors(each) for each in family.weighty]
     for first in candidates[0]:
@@ -197,7 +201,8 @@ def _short(family: Family, group: Group, usual: Group) -> dict[str, object] | No
     for unit, total in family.totals().items():
         told = usual.steps > 1 and most == group.nominal_steps and family.divisions(most) == 1
         if near(total, full.get(unit, 1.0 if told else 0.0) * steps / most, family.tolerance):
-            return {"micro_batches": steps, "divided_by": most, "total": total}
+            first = {"first_group": True} if group.number == 0 and usual.number > 0 else {}
+            return {"micro_batches": steps, "divided_by": most, "total": total, **first}
     return None
 
 

@@ -13,7 +13,7 @@ from gradaccum.torch.audit.sketch import factor, norm
 from gradaccum.torch.audit.terms import loss_scale, of_further, of_term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from gradaccum.torch.audit.groups import Group
     from gradaccum.torch.audit.normalisation import Item
@@ -29,7 +29,10 @@ def of_update(group: Group, usual: Group) -> Iterator[Found]:
     if any(each.code in ("GA109", "GA118") for each in arriving):
         return  # each rank has an update of its own, or each micro-batch a factor of its own
     yield from _scaler(group)
-    yield from _in_batch(group)
+    in_batch = list(_in_batch(group))
+    yield from in_batch
+    if any("pairs_of" in each.evidence for each in in_batch):
+        return  # what its elements weigh says nothing of the samples
     if group.sums_to(1.0) and all(family.flat for family in group.families):
         return
     main = group.main
@@ -121,9 +124,12 @@ def _leaks(group: Group, best: float) -> Iterator[Found]:
     shares = group.arrivals.share
     leaks = [key for share in shares for key, value in share.items() if key[1] == LEAK and abs(value) > best * LEAST]
     for rank, update in enumerate(group.updates):
-        for index, each in enumerate(update.passes):
-            used = group.used_elsewhere(rank, each)
-            if used is not None and used <= update.passes[-1].serial and group.reach((rank, index)) > best * LEAST:
+        used = [group.used_elsewhere(rank, each) for each in update.passes]
+        own = {each.site for each, at in zip(update.passes, used, strict=True) if at is None}
+        for index, (each, at) in enumerate(zip(update.passes, used, strict=True)):
+            early = at is not None and at <= update.passes[-1].serial
+            # What another optimizer uses as well, at a pace of its own, comes from a line that is this one's too.
+            if early and own and each.site not in own and group.reach((rank, index)) > best * LEAST:
                 leaks.append((rank, index))
     if leaks:
         rank, index = leaks[0]
@@ -182,15 +188,16 @@ def _in_batch(group: Group) -> Iterator[Found]:
         if all(item.term.in_batch for item in family.items):
             yield Found("GA119", {**where, "classes": int(family.items[0].term.units.get("rows", 0))})
             return
-        if all(_of_pairs(item) for item in family.items):
-            yield Found("GA119", {**where, "pairs_of": family.items[0].of.samples})
+        batches = {size for item in family.items for size in (item.of.samples, *item.of.calls)} - {None, 0, 1}
+        if all(_of_pairs(item, batches) for item in family.items):
+            samples = [size for item in family.items for size in item.term.product if size in batches]
+            yield Found("GA119", {**where, "pairs_of": samples[0]})
             return
 
 
-def _of_pairs(item: Item) -> bool:
+def _of_pairs(item: Item, batches: Collection[int | None]) -> bool:
     """Whether the loss was made from a square product over the samples: of each with each, or one that sums over them,
-    as correlations of features do.
+    as correlations of features do. batches: the samples of all calls of the model, or of each, as of two views.
     """
     rows, columns, inner = item.term.product or (0, 0, 0)
-    samples = item.of.samples or 0
-    return samples > 1 and rows == columns and samples in (rows, inner)
+    return rows == columns and (rows in batches or inner in batches)
