@@ -9,7 +9,8 @@
 CANDIDATES = $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 DEV := .venv/bin
 # The whole suite, in which every `raise` of the package has to be reached. Two files at a time: they wait for children.
-SUITE = $(DEV)/python -m pytest -p tests.structure.every_raise -n 2 --dist loadfile
+# In the order of tests/conftest.py, the longest first; by itself pytest-xdist would begin with those of most tests.
+SUITE = $(DEV)/python -m pytest -p tests.structure.every_raise -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help run site test test-all check fast lint format bench accuracy browser engine deepspeed clean
 
