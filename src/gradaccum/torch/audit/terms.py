@@ -23,7 +23,7 @@ def of_term(family: Family, group: Group, usual: Group) -> Iterator[Found]:
         yield Found("GA107", {**where, **more})
     elif not family.flat:
         yield from _uneven(family, group, where)
-        steps, most = family.micro_batches(), max(usual.steps, group.nominal_steps or 0)
+        steps, most = family.micro_batches(), _full(group, usual)
         if group.steps < most and _own_share(family, 1 / most / len(group.updates)):
             yield Found("GA105", {**where, "micro_batches": steps, "divided_by": most, "total": steps / most})
     else:
@@ -189,9 +189,14 @@ def _constant(family: Family, group: Group, usual: Group, where: dict[str, objec
             yield Found("GA101", {**where, "times": steps, "of": "micro-batches", "total": total})
 
 
+def _full(group: Group, usual: Group) -> int:
+    """The micro-batches of a full group: of most others, or as many as the trainer was told."""
+    return max(usual.steps, group.nominal_steps or 0)
+
+
 def _short(family: Family, group: Group, usual: Group) -> dict[str, object] | None:
     """Whether a group with fewer micro-batches than others, or than the trainer was told, was divided by theirs."""
-    steps, most = family.micro_batches(), max(usual.steps, group.nominal_steps or 0)
+    steps, most = family.micro_batches(), _full(group, usual)
     if group.steps >= most:
         return None
     alike = next((each for each in usual.families if each.name == family.name and each.flat), None)
